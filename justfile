@@ -1,0 +1,51 @@
+# The commands of README and CI, and nothing else. `just` lists them.
+set windows-shell := ["powershell.exe", "-NoLogo", "-Command"]
+
+default:
+    @just --list
+
+# Everything CI asks: style, types, architecture, tests.
+check: lint types floors test
+
+# Install and run the tests: README's second command.
+test:
+    pip install -e ".[test]" && pytest -m "not slow and not nightly"
+
+# All tests, also those that take minutes.
+test-all:
+    pip install -e ".[test]" && pytest -m "not nightly"
+
+# Install and read the demo slide: README's first command.
+demo:
+    pip install . && slideway demo
+
+lint:
+    ruff check .
+    ruff format --check src tests
+
+types:
+    mypy
+
+# Who may import whom (docs/architecture.md).
+floors:
+    lint-imports
+
+# Speed of reading one slide against the floor; add --peer NAME=PYTHON for each installed peer.
+bench-speed SLIDE *ARGS:
+    python bench/peers/compare.py --slide {{SLIDE}} {{ARGS}}
+
+# Figures of docs/quality.md and docs/resolution.md, from a folder of real slides and tiles.
+bench-tissue DATA:
+    python bench/tissue/measure.py {{DATA}}
+
+# Figures of docs/heads.md.
+bench-heads DATA:
+    python bench/heads/measure.py {{DATA}}
+
+# Peak memory on a generated 100,000 x 100,000 slide.
+bench-memory:
+    python bench/memory/measure.py
+
+# Coverage-guided fuzzing of the header parsers (needs atheris).
+fuzz SECONDS="600":
+    python bench/fuzz/fuzz_headers.py --seconds {{SECONDS}}
