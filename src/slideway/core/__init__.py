@@ -1,0 +1,1 @@
+"""The nouns of pathology and their rules: numpy and the standard library only."""

@@ -1,0 +1,47 @@
+"""What label-free heads say of a bag: groups of like tiles, novelty, and per-tile maps."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+@dataclass(frozen=True)
+class TissueGroups:
+    """Tiles grouped by likeness alone: groups have numbers and no names, since nobody labelled them.
+
+    Attributes:
+        group: (n_tiles,) int16, group of each tile, 0 … count-1, group 0 the largest.
+        representatives: For each group, indices of the tiles that show it best, best first.
+    """
+
+    group: NDArray[np.int16]
+    representatives: tuple[tuple[int, ...], ...]
+
+    @property
+    def count(self) -> int:
+        """Number of groups; 0 for an empty bag."""
+        return len(self.representatives)
+
+    @property
+    def shares(self) -> tuple[float, ...]:
+        """Share of the tiles in each group, in [0, 1]."""
+        return tuple(float((self.group == g).mean()) for g in range(self.count))
+
+
+@dataclass(frozen=True)
+class Novelty:
+    """How unlike the reference set each tile is.
+
+    Attributes:
+        percentile: (n_tiles,) float32 in [0, 100]: share of reference tiles, each compared with other cases only,
+            that are less unlike their neighbours than this tile is.
+        reference: Name of the reference set.
+        novel_share: Share of tiles above the 99th percentile; about 0.01 for tissue like the reference's.
+    """
+
+    percentile: NDArray[np.float32]
+    reference: str
+    novel_share: float
