@@ -1,0 +1,79 @@
+"""An encoder ready to run: verified card, verified weights, golden tiles reproduced."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors.numpy import load_file
+
+from slideway.core.errors import UntrustedEncoderError
+from slideway.encoders.engines import ENGINES, Engine, choose_engine
+from slideway.registry.card import ModelCard, verify_files
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """Tile → vector, on one engine.
+
+    Attributes:
+        card: The model card, its files verified.
+        engine: What computes.
+        engine_name: `onnxruntime` or `openvino`.
+    """
+
+    card: ModelCard
+    engine: Engine
+    engine_name: str
+
+    @property
+    def width(self) -> int:
+        """Length of one embedding."""
+        return self.card.output.width
+
+    def encode(self, tiles: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """Turn (b, tile_px, tile_px, 3) uint8 RGB tiles into (b, width) float32 vectors."""
+        return self.engine.run(tiles)
+
+
+def load_encoder(card: ModelCard, *, engine: str | None = None, threads: int = 1) -> Encoder:
+    """Load an encoder and prove that it computes here what its card promises.
+
+    Args:
+        card: Card of the encoder.
+        engine: `onnxruntime` or `openvino`; None takes the one measured fastest on this machine.
+        threads: Threads that will call `encode` at once.
+
+    Raises:
+        UntrustedEncoderError: A file does not match its hash, or the golden tiles give other vectors.
+    """
+    verify_files(card)
+    name = choose_engine(card.fingerprint, engine)
+    encoder = Encoder(card, ENGINES[name](card.weights_path, threads), name)
+    check_golden_tiles(encoder)
+    return encoder
+
+
+def check_golden_tiles(encoder: Encoder) -> None:
+    """Encode the card's golden tiles and refuse the encoder when the vectors are not those on the card."""
+    card = encoder.card
+    golden = load_file(card.golden_path)
+    try:
+        got = encoder.encode(golden["tiles"])
+    except Exception as error:
+        raise UntrustedEncoderError(f"{card.id}: the weights do not accept the card's tiles ({error})") from error
+    expected = golden["vectors"]
+    if got.shape != expected.shape or got.shape[1] != card.output.width:
+        raise UntrustedEncoderError(
+            f"{card.id}: golden tiles give vectors of shape {got.shape}, the card promises "
+            f"{(len(expected), card.output.width)}; card and weights do not belong together"
+        )
+    cosine = np.sum(got * expected, axis=1) / (np.linalg.norm(got, axis=1) * np.linalg.norm(expected, axis=1) + 1e-12)
+    difference = float(np.abs(got - expected).max())
+    if not (cosine.min() >= card.golden.min_cosine and difference <= card.golden.max_abs_difference):
+        raise UntrustedEncoderError(
+            f"{card.id}: golden tiles do not reproduce on {encoder.engine.words} (lowest cosine {cosine.min():.5f}, "
+            f"largest difference {difference:.2g}); this engine or processor computes other features, so its "
+            "embeddings could not be compared: try --engine onnxruntime, or install the encoder again"
+        )
