@@ -1,0 +1,73 @@
+"""Show how far a reading is: tiles, tiles per second, time left; silent when nobody looks at a terminal."""
+
+from __future__ import annotations
+
+import time
+from types import TracebackType
+from typing import Self
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.text import Text
+
+WORDS = {
+    "open": "opening",
+    "tissue": "finding tissue",
+    "encode": "reading tiles",
+    "heads": "grouping tiles",
+    "draw": "drawing",
+}
+
+
+class _TilesPerSecond(ProgressColumn):
+    def render(self, task: Task) -> Text:
+        speed = task.finished_speed or task.speed
+        return Text(f"{speed:,.0f} tiles/s" if speed else "")
+
+
+class Terminal:
+    """Progress on standard error; a `slideway.pipeline.read.Progress`.
+
+    Attributes:
+        first_tile_at: `time.time()` when the first tiles of all were encoded; None before.
+    """
+
+    def __init__(self) -> None:
+        console = Console(stderr=True)
+        self.first_tile_at: float | None = None
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            _TilesPerSecond(),
+            TimeRemainingColumn(),
+            console=console,
+            transient=True,
+            disable=not console.is_terminal,
+        )
+        self._task = self._progress.add_task("", total=None)
+        self._label = ""
+
+    def __enter__(self) -> Self:
+        self._progress.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._progress.stop()
+
+    def on_slide(self, name: str, number: int, count: int) -> None:
+        """A further slide begins."""
+        self._label = name if count == 1 else f"[{number}/{count}] {name}"
+        self._progress.reset(self._task, total=None, description=f"{self._label}: checking")
+
+    def on_step(self, name: str) -> None:
+        """See `slideway.pipeline.read.Progress`."""
+        self._progress.update(self._task, description=f"{self._label}: {WORDS[name]}")
+
+    def on_tiles(self, done: int, total: int) -> None:
+        """See `slideway.pipeline.read.Progress`."""
+        if self.first_tile_at is None:
+            self.first_tile_at = time.time()
+        self._progress.update(self._task, completed=done, total=total)

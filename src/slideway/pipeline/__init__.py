@@ -1,0 +1,6 @@
+"""The journey of one slide, step by step. Read `read.py` first, then `folder.py`."""
+
+from slideway.pipeline.folder import Outcome, find_slides, read_slides
+from slideway.pipeline.read import SlideReading, read_slide
+
+__all__ = ["Outcome", "SlideReading", "find_slides", "read_slide", "read_slides"]

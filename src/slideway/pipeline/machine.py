@@ -1,0 +1,31 @@
+"""What this computer offers to one reading: cores it may use, memory, disk."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+import psutil
+
+
+def count_cores() -> int:
+    """Cores this process may really use: its affinity, capped by a container's quota."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text(encoding="ascii").split()
+    except (OSError, ValueError):
+        return cores
+    return cores if quota == "max" else max(1, min(cores, round(int(quota) / int(period))))
+
+
+def total_memory_bytes() -> int:
+    """Installed memory."""
+    return int(psutil.virtual_memory().total)
+
+
+def free_disk_bytes(folder: Path) -> int:
+    """Free space where `folder` is, or will be made."""
+    while not folder.exists() and folder != folder.parent:
+        folder = folder.parent
+    return shutil.disk_usage(folder).free

@@ -1,0 +1,310 @@
+"""Read one slide: open, check, find tissue, encode, group, draw, and put the answer into one folder."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from slideway.bundles import BagWriter, export_bag, read_bag
+from slideway.core.bag import EmbeddingBag
+from slideway.core.errors import DiskFullError
+from slideway.core.findings import Novelty, TissueGroups
+from slideway.core.slide import Slide
+from slideway.core.tissue import QualityGrade, TileGrid, TissueMask
+from slideway.encoders import Encoder, encode_tiles, load_encoder
+from slideway.heads import find_reference, group_tiles, score_novelty
+from slideway.pipeline.drawing import draw_reading
+from slideway.pipeline.machine import count_cores, free_disk_bytes
+from slideway.pipeline.output import OutputFolder, folder_name
+from slideway.pipeline.result import describe_reading, describe_slide, write_result
+from slideway.pipeline.survey import Survey, settle_resolution, survey_slide
+from slideway.registry.card import ModelCard
+from slideway.registry.store import DEFAULT_ENCODER, find_encoder
+from slideway.slides import OpenedSlide, open_slide
+from slideway.slides.bands import plan_read
+from slideway.slides.files import files_of_slide, hash_slide
+from slideway.slides.resolution import ScannerProfile, load_profiles
+from slideway.tissue import grade_quality, is_blurred, measure_focus
+
+BATCH = 4  # tiles per forward pass: CNN activations of four 224 px tiles stay in the cache of an office CPU
+
+
+class Progress(Protocol):
+    """Who wants to know how far a reading is."""
+
+    def on_step(self, name: str) -> None:
+        """A step begins."""
+        ...
+
+    def on_tiles(self, done: int, total: int) -> None:
+        """So many tiles of the slide are read."""
+        ...
+
+
+class Quiet:
+    """Nobody watches."""
+
+    def on_step(self, name: str) -> None:
+        """Ignore."""
+
+    def on_tiles(self, done: int, total: int) -> None:
+        """Ignore."""
+
+
+@dataclass(frozen=True)
+class SlideReading:
+    """All that is known of a slide after reading it.
+
+    Attributes:
+        slide: As its file describes it, with the resolution that was used.
+        slide_sha256: Identity of its content.
+        quality: Verdict with reasons.
+        mask: Tissue on the thumbnail.
+        bag: One embedding for each tile that was encoded; the vectors stay in the file.
+        blurred: Tiles on tissue that were left out as out of focus.
+        groups: Tiles grouped by likeness.
+        novelty: How unlike the reference set each tile is; None when the encoder has no reference set.
+        card: Card of the encoder.
+        folder: Where result.json, overlay.png, report.html and bag.safetensors are.
+        result: Contents of result.json.
+    """
+
+    slide: Slide
+    slide_sha256: str
+    quality: QualityGrade
+    mask: TissueMask
+    bag: EmbeddingBag
+    blurred: TileGrid
+    groups: TissueGroups
+    novelty: Novelty | None
+    card: ModelCard
+    folder: Path
+    result: dict[str, Any] = field(repr=False)
+
+
+def read_slide(
+    path: str | Path,
+    *,
+    out: str | Path = "slideway-out",
+    mpp: float | None = None,
+    estimate_mpp: bool = False,
+    encoder: str = DEFAULT_ENCODER,
+    engine: str | None = None,
+    threads: int | None = None,
+    profiles: Sequence[ScannerProfile] | None = None,
+    exports: Sequence[str] = (),
+    name: str | None = None,
+    progress: Progress | None = None,
+) -> SlideReading:
+    """Read one slide and write its answer into a folder of its own.
+
+    Args:
+        path: Slide file, or folder of a DICOM slide.
+        out: Parent of the slide's output folder.
+        mpp: Microns per pixel at level 0; overrides what the file states.
+        estimate_mpp: Accept an estimate from nuclei when nothing states the resolution; every output is marked.
+        encoder: Id of an installed encoder, or a folder with a model card.
+        engine: `onnxruntime` or `openvino`; None takes the one measured fastest here.
+        threads: Cores to use; None takes all.
+        profiles: Scanner profiles; None reads the user's configuration.
+        exports: Any of `h5`, `h5ad`, `geojson`.
+        name: Name of the output folder; None makes it from the file's name.
+        progress: Who is told how far it is.
+
+    Returns:
+        The reading. No tissue and a slide to rescan are answers, not errors.
+
+    Raises:
+        UnreadableSlideError: The file cannot be read; the message names the true cause.
+        UnknownResolutionError: Nothing states the microns per pixel.
+        UntrustedEncoderError: The encoder does not compute here what its card promises.
+        OutputError: The output folder cannot be written; nothing half-written stays.
+    """
+    return _Journey(
+        path=Path(path),
+        out=Path(out),
+        settings={"mpp": mpp, "estimate": estimate_mpp, "exports": tuple(exports), "name": name},
+        card=find_encoder(encoder),
+        engine=engine,
+        threads=threads or count_cores(),
+        profiles=load_profiles(None) if profiles is None else profiles,
+        progress=progress or Quiet(),
+    ).travel()
+
+
+@dataclass
+class _Journey:
+    """One slide's way through the rooms; each method is one step."""
+
+    path: Path
+    out: Path
+    settings: dict[str, Any]
+    card: ModelCard
+    engine: str | None
+    threads: int
+    profiles: Sequence[ScannerProfile]
+    progress: Progress
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    def travel(self) -> SlideReading:
+        began = time.perf_counter()
+        name = self.settings["name"] or folder_name(self.path)
+        # Hashing and loading the encoder wait for disk and other cores: both run beside opening the slide.
+        with OutputFolder(self.out, name) as output, ThreadPoolExecutor(2) as beside:
+            hashing = beside.submit(hash_slide, self.path)
+            loading = beside.submit(load_encoder, self.card, engine=self.engine, threads=self.threads)
+            with self._step("open"):
+                opened = open_slide(self.path)
+            with opened:
+                survey = self._survey(opened)
+                reading, encoder = self._encode(opened, survey, output, loading, hashing)
+                with self._step("draw"):
+                    drawn = draw_reading(opened, survey, reading, encoder, self.seconds, self._slide_bytes())
+            self._finish(output.path, reading, encoder, drawn, began)
+            parts = {name: getattr(reading, name) for name in reading.__dataclass_fields__ if name != "bag"}
+            del reading  # Windows cannot rename a folder while one of its files is mapped
+            folder = output.commit()
+        return SlideReading(**{**parts, "folder": folder, "bag": read_bag(folder / "bag.safetensors")})
+
+    def _survey(self, opened: OpenedSlide) -> Survey:
+        with self._step("tissue"):
+            slide = settle_resolution(
+                opened,
+                self.path,
+                given=self.settings["mpp"],
+                estimate=self.settings["estimate"],
+                profiles=self.profiles,
+            )
+            edge = self.card.input
+            return survey_slide(opened, slide, tile_px=edge.tile_px, tile_mpp=edge.mpp)
+
+    def _encode(
+        self,
+        opened: OpenedSlide,
+        survey: Survey,
+        output: OutputFolder,
+        loading: Future[Encoder],
+        hashing: Future[str],
+    ) -> tuple[SlideReading, Encoder]:
+        encoder = loading.result()
+        self._require_space(survey.grid, encoder.width)
+        path = output.path / "bag.safetensors"
+        with self._step("encode"), BagWriter(path, survey.grid, encoder.width) as writer:
+            focus, lost = self._encode_into(writer, opened, survey, encoder)
+            sha256 = hashing.result()
+            writer.finish(encoder_id=self.card.id, fingerprint=self.card.fingerprint, slide_sha256=sha256)
+        bag = read_bag(path)
+        quality = grade_quality(
+            survey.mask,
+            slide_mpp=survey.slide.mpp,
+            tile_mpp=survey.grid.tile_mpp,
+            resolution_source=survey.slide.resolution.source,
+            thumbnail=survey.thumbnail,
+            focus=focus[~lost],
+        )
+        with self._step("heads"):
+            groups = group_tiles(bag)
+            reference = find_reference(bag)
+            novelty = score_novelty(bag, reference) if reference is not None else None
+        blurred = survey.grid.select(is_blurred(focus) & ~lost)
+        slide_result = describe_slide(survey.slide, sha256, self._slide_bytes())
+        result = describe_reading(
+            slide=slide_result, quality=quality, mask=survey.mask, bag=bag, groups=groups, novelty=novelty
+        )
+        result["grid"] |= {"blurred_tiles": len(blurred), "lost_tiles": int(lost.sum())}
+        reading = SlideReading(
+            slide=survey.slide,
+            slide_sha256=sha256,
+            quality=quality,
+            mask=survey.mask,
+            bag=bag,
+            blurred=blurred,
+            groups=groups,
+            novelty=novelty,
+            card=self.card,
+            folder=output.path,
+            result=result,
+        )
+        return reading, encoder
+
+    def _encode_into(
+        self, writer: BagWriter, opened: OpenedSlide, survey: Survey, encoder: Encoder
+    ) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+        grid = survey.grid
+        focus = np.full(len(grid), np.nan, np.float32)
+        lost = np.zeros(len(grid), bool)
+        stored_mpp = _stored_mpp(survey)
+
+        def judge(tiles: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+            measured = measure_focus(tiles, mpp=grid.tile_mpp, stored_mpp=stored_mpp)
+            return measured, ~is_blurred(measured)
+
+        done = 0
+        batches = opened.read_tiles(grid, batch=BATCH) if len(grid) else ()
+        for encoded in encode_tiles(batches, encoder, judge=judge, threads=self.threads):
+            writer.write(encoded.indices[encoded.kept], encoded.vectors, encoded.focus[encoded.kept])
+            focus[encoded.indices] = encoded.focus
+            lost[list(encoded.lost)] = True
+            done += len(encoded.indices) + len(encoded.lost)
+            self.progress.on_tiles(done, len(grid))
+        return focus, lost
+
+    def _finish(
+        self, folder: Path, reading: SlideReading, encoder: Encoder, drawn: dict[str, bytes], began: float
+    ) -> None:
+        result = reading.result
+        for file_name, content in drawn.items():
+            (folder / file_name).write_bytes(content)
+        for kind in self.settings["exports"]:
+            export_bag(kind, folder, reading.bag, reading.groups, reading.novelty)
+        bag_bytes = (folder / "bag.safetensors").stat().st_size
+        encode_s = self.seconds["encode"]
+        result["encoder"] = {
+            "id": self.card.id,
+            "fingerprint": self.card.fingerprint,
+            "engine": encoder.engine.words,
+            "threads": self.threads,
+        }
+        result["bag"] = {"width": reading.bag.width, "bytes": bag_bytes}
+        result["timing"] = {
+            "total_s": round(time.perf_counter() - began, 3),
+            "tiles_per_s": round(len(reading.bag) / encode_s, 2) if len(reading.bag) else 0.0,
+            "steps_s": {step: round(seconds, 3) for step, seconds in self.seconds.items()},
+        }
+        result["files"] = sorted([file.name for file in folder.iterdir()] + ["result.json"])
+        write_result(folder / "result.json", result)
+
+    def _require_space(self, grid: TileGrid, width: int) -> None:
+        """Refuse at once what would fill the disk in the middle."""
+        needed = 2 * width * len(grid) + 5_000_000  # pictures and report: about 3 MB
+        free = free_disk_bytes(self.out)
+        if free < needed:
+            raise DiskFullError(
+                f"{self.out}: {len(grid):,} tiles need about {needed / 1e6:.0f} MB and {free / 1e6:.0f} MB are free; "
+                "free some space or choose another folder with --out"
+            )
+
+    def _slide_bytes(self) -> int:
+        return sum(file.stat().st_size for file in files_of_slide(self.path))
+
+    @contextmanager
+    def _step(self, name: str) -> Iterator[None]:
+        self.progress.on_step(name)
+        began = time.perf_counter()
+        yield
+        self.seconds[name] = time.perf_counter() - began
+
+
+def _stored_mpp(survey: Survey) -> float:
+    """Microns per pixel of the level that tiles are read from."""
+    grid = survey.grid
+    read = plan_read(survey.slide, grid.xy_level0_px[:0], grid.tile_level0_px, grid.tile_px)
+    return survey.slide.mpp * survey.slide.levels[read.level].downsample
