@@ -13,7 +13,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from slideway.pipeline.read import SlideReading, read_slide
+    from slideway.pipeline import SlideReading, read_slide
 
 __version__ = "0.1.0"
 __all__ = ["SlideReading", "__version__", "read_slide"]
@@ -22,7 +22,7 @@ __all__ = ["SlideReading", "__version__", "read_slide"]
 def __getattr__(name: str) -> Any:
     # Loaded on first use: `slideway --help` and the sandboxed reader must not pay for an inference engine.
     if name in {"SlideReading", "read_slide"}:
-        from slideway.pipeline import read  # noqa: PLC0415
+        from slideway import pipeline  # noqa: PLC0415
 
-        return getattr(read, name)
+        return getattr(pipeline, name)
     raise AttributeError(f"module 'slideway' has no attribute {name!r}")

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from safetensors.numpy import load_file
 
 from slideway.core.errors import UntrustedEncoderError
-from slideway.encoders.engines import ENGINES, Engine, choose_engine
+from slideway.encoders.engines import ENGINES, Engine, choose_engine, engine_fence
 from slideway.registry.card import ModelCard, verify_files
 
 

@@ -6,7 +6,8 @@ import importlib.util
 import json
 import os
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Protocol
 
@@ -30,6 +31,15 @@ class Engine(Protocol):
         ...
 
 
+@contextmanager
+def engine_fence(words: str) -> Iterator[None]:
+    """Turn whatever an engine raises into a refusal of the encoder: engines' errors share no base class."""
+    try:
+        yield
+    except Exception as error:  # noqa: BLE001  the plugin fence
+        raise UntrustedEncoderError(f"{words} ({error})") from error
+
+
 class OnnxRuntimeEngine:
     """ONNX Runtime on the CPU. One session for all threads: with one thread of its own, it computes on the caller's."""
 
@@ -41,14 +51,9 @@ class OnnxRuntimeEngine:
         options.intra_op_num_threads = 1
         options.inter_op_num_threads = 1
         options.log_severity_level = 3
-        try:
-            self._session = onnxruntime.InferenceSession(
-                weights.read_bytes() if not has_external_data(weights) else str(weights),
-                options,
-                providers=["CPUExecutionProvider"],
-            )
-        except Exception as error:
-            raise UntrustedEncoderError(f"{weights.name}: onnxruntime cannot load these weights ({error})") from error
+        source = str(weights) if has_external_data(weights) else weights.read_bytes()
+        with engine_fence(f"{weights.name}: onnxruntime cannot load these weights"):
+            self._session = onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
         self._version = onnxruntime.__version__
 
     @property
@@ -75,7 +80,8 @@ class OpenVinoEngine:
             "NUM_STREAMS": threads,
             "INFERENCE_PRECISION_HINT": "f32",  # its default on newer CPUs is bf16: other features
         }
-        self._compiled = openvino.Core().compile_model(weights, "CPU", settings)
+        with engine_fence(f"{weights.name}: openvino cannot load these weights"):
+            self._compiled = openvino.Core().compile_model(weights, "CPU", settings)
         self._version = openvino.__version__.split("-")[0]
         self._per_thread = threading.local()
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +13,7 @@ from PIL import Image
 import slideway
 from slideway.core.tissue import TileGrid
 from slideway.encoders import Encoder
+from slideway.pipeline.reading import SlideReading
 from slideway.pipeline.survey import Survey
 from slideway.registry.card import ModelCard
 from slideway.reports import (
@@ -28,9 +28,6 @@ from slideway.reports import (
 from slideway.slides import OpenedSlide
 from slideway.slides.colour import to_display_colour
 from slideway.tissue import BLURRED_BELOW
-
-if TYPE_CHECKING:
-    from slideway.pipeline.read import SlideReading
 
 TILES_PER_GROUP = 6
 NOVEL_TILES = 8

@@ -149,8 +149,8 @@ def _find_answer(path: Path, folder: Path, card: ModelCard, settings: dict[str, 
 def _same_resolution(slide: dict[str, Any], settings: dict[str, Any]) -> bool:
     given, source = settings.get("mpp"), slide["mpp_source"]
     if given is not None or source == "given":
-        return source == "given" and slide["mpp"] == given
-    return source != "estimated" or bool(settings.get("estimate_mpp"))
+        return bool(source == "given" and slide["mpp"] == given)
+    return bool(source != "estimated" or settings.get("estimate_mpp"))
 
 
 def _has_files(folder: Path, result: dict[str, Any], settings: dict[str, Any]) -> bool:

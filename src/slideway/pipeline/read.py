@@ -14,16 +14,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from slideway.bundles import BagWriter, export_bag, read_bag
-from slideway.core.bag import EmbeddingBag
 from slideway.core.errors import DiskFullError
-from slideway.core.findings import Novelty, TissueGroups
-from slideway.core.slide import Slide
-from slideway.core.tissue import QualityGrade, TileGrid, TissueMask
+from slideway.core.tissue import TileGrid
 from slideway.encoders import Encoder, encode_tiles, load_encoder
 from slideway.heads import find_reference, group_tiles, score_novelty
 from slideway.pipeline.drawing import draw_reading
 from slideway.pipeline.machine import count_cores, free_disk_bytes
 from slideway.pipeline.output import OutputFolder, folder_name
+from slideway.pipeline.reading import SlideReading
 from slideway.pipeline.result import describe_reading, describe_slide, write_result
 from slideway.pipeline.survey import Survey, settle_resolution, survey_slide
 from slideway.registry.card import ModelCard
@@ -57,37 +55,6 @@ class Quiet:
 
     def on_tiles(self, done: int, total: int) -> None:
         """Ignore."""
-
-
-@dataclass(frozen=True)
-class SlideReading:
-    """All that is known of a slide after reading it.
-
-    Attributes:
-        slide: As its file describes it, with the resolution that was used.
-        slide_sha256: Identity of its content.
-        quality: Verdict with reasons.
-        mask: Tissue on the thumbnail.
-        bag: One embedding for each tile that was encoded; the vectors stay in the file.
-        blurred: Tiles on tissue that were left out as out of focus.
-        groups: Tiles grouped by likeness.
-        novelty: How unlike the reference set each tile is; None when the encoder has no reference set.
-        card: Card of the encoder.
-        folder: Where result.json, overlay.png, report.html and bag.safetensors are.
-        result: Contents of result.json.
-    """
-
-    slide: Slide
-    slide_sha256: str
-    quality: QualityGrade
-    mask: TissueMask
-    bag: EmbeddingBag
-    blurred: TileGrid
-    groups: TissueGroups
-    novelty: Novelty | None
-    card: ModelCard
-    folder: Path
-    result: dict[str, Any] = field(repr=False)
 
 
 def read_slide(
