@@ -36,7 +36,7 @@ def engine_fence(words: str) -> Iterator[None]:
     """Turn whatever an engine raises into a refusal of the encoder: engines' errors share no base class."""
     try:
         yield
-    except Exception as error:  # noqa: BLE001  the plugin fence
+    except Exception as error:
         raise UntrustedEncoderError(f"{words} ({error})") from error
 
 

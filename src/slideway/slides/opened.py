@@ -77,7 +77,7 @@ class OpenedSlide:
         self._is_closed = False
         threading.Thread(target=self._receive, daemon=True).start()
         try:
-            self._send({"path": str(path.resolve()), "memory_limit_bytes": memory_limit_bytes})
+            self._send({"path": str(path.absolute()), "memory_limit_bytes": memory_limit_bytes})
             head, _ = self._next_answer(OPEN_TIMEOUT_S)
             with _refusing_nonsense(self._name):
                 self.slide = _slide_from(head["slide"])
