@@ -16,8 +16,9 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="limits differ p
 PROGRAM = """
 import ctypes, json, mmap, os, socket, subprocess, sys, threading
 from slideway.slides.sandbox import enter_sandbox
-target, parent = sys.argv[1], os.getppid()
-limits = enter_sandbox()
+from pathlib import Path
+target, neighbour, parent = sys.argv[1], sys.argv[2], os.getppid()
+limits = enter_sandbox(slide=Path(target))
 
 def in_thread():
     done = []
@@ -52,6 +53,8 @@ attempts = {
     "raise_limit": raise_limit,
     "allocate": lambda: bytearray(3_000_000_000),
     "map": lambda: mmap.mmap(-1, 3_000_000_000),
+    "neighbour": lambda: open(neighbour, "rb"),
+    "list": lambda: os.listdir(os.path.dirname(target)),
     "read": lambda: open(target, "rb").read(),
     "thread": in_thread,
 }
@@ -70,13 +73,17 @@ print(json.dumps({"limits": limits, "answers": answers}))
 def answers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     target = tmp_path_factory.mktemp("sandbox") / "target"
     target.write_text("as it was")
-    run = subprocess.run([sys.executable, "-c", PROGRAM, str(target)], capture_output=True, text=True, check=True)
+    neighbour = target.with_name("another patient's slide")
+    neighbour.write_text("private")
+    command = [sys.executable, "-c", PROGRAM, str(target), str(neighbour)]
+    run = subprocess.run(command, capture_output=True, text=True, check=True)
+    neighbour.unlink()
     assert target.read_text() == "as it was"
     assert [file.name for file in target.parent.iterdir()] == ["target"]
     told = json.loads(run.stdout)
     assert {"memory", "no network", "no program started", "no file opened for writing"} <= set(told["limits"])
     answers: dict[str, str] = told["answers"]
-    return answers
+    return {**answers, "landlock": str("no other file read" in told["limits"])}
 
 
 DENIED = [
@@ -87,6 +94,13 @@ DENIED = [
 
 @pytest.mark.parametrize("attempt", DENIED)
 def test_the_attempt_is_denied(answers: dict[str, str], attempt: str) -> None:
+    assert answers[attempt] == "PermissionError"
+
+
+@pytest.mark.parametrize("attempt", ["neighbour", "list"])
+def test_no_other_file_can_be_read(answers: dict[str, str], attempt: str) -> None:
+    if answers["landlock"] == "False":
+        pytest.skip("this kernel has no Landlock (Linux 5.13 and newer have it)")
     assert answers[attempt] == "PermissionError"
 
 

@@ -26,7 +26,6 @@ from slideway.reports import (
     render_report,
 )
 from slideway.slides import OpenedSlide
-from slideway.slides.colour import to_display_colour
 from slideway.tissue import BLURRED_BELOW
 
 TILES_PER_GROUP = 6
@@ -43,10 +42,9 @@ def draw_reading(
     slide_bytes: int,
 ) -> dict[str, bytes]:
     """Draw overlay.png and report.html; returns contents by file name."""
-    icc_profile = opened.read_icc_profile() if survey.slide.has_icc_profile else None
     picture = _picture(opened, survey)
     maps = SlideMaps(
-        thumbnail=to_display_colour(picture, icc_profile),
+        thumbnail=picture,
         thumbnail_mpp=survey.slide.mpp * survey.slide.width_px / picture.shape[1],
         mask=survey.mask,
         grid=reading.bag.grid,
@@ -66,8 +64,8 @@ def draw_reading(
         maps=maps,
         encoder=_summarise(reading.card, encoder),
         focus=_focus_of(reading),
-        group_tiles=_show_groups(opened, reading, icc_profile),
-        novel_tiles=_show_novel(opened, reading, icc_profile),
+        group_tiles=_show_groups(opened, reading),
+        novel_tiles=_show_novel(opened, reading),
         seconds_by_step=seconds,
         bytes_by_output={"slide file": slide_bytes, "bag (embeddings)": 2 * reading.bag.width * len(reading.bag)},
         notes=(),
@@ -79,9 +77,13 @@ def draw_reading(
 
 def _picture(opened: OpenedSlide, survey: Survey) -> NDArray[np.uint8]:
     """The thumbnail, or a finer one where that is too small to look at."""
-    if max(survey.thumbnail.shape[:2]) >= PICTURE_PX:
-        return survey.thumbnail
-    return opened.read_thumbnail(max(1.0, max(survey.slide.width_px, survey.slide.height_px) / PICTURE_PX))
+    height, width = survey.thumbnail.shape[:2]
+    slide = survey.slide
+    if max(height, width) < PICTURE_PX:
+        return opened.read_thumbnail(max(1.0, max(slide.width_px, slide.height_px) / PICTURE_PX), as_seen=True)
+    if slide.has_icc_profile:
+        return opened.read_thumbnail(slide.width_px / width, as_seen=True)
+    return survey.thumbnail
 
 
 def _summarise(card: ModelCard, encoder: Encoder) -> EncoderSummary:
@@ -103,24 +105,20 @@ def _focus_of(reading: SlideReading) -> FocusSummary | None:
     return FocusSummary(reading.bag.grid, np.asarray(reading.bag.focus), BLURRED_BELOW)
 
 
-def _show_groups(
-    opened: OpenedSlide, reading: SlideReading, icc_profile: bytes | None
-) -> tuple[tuple[ShownTile, ...], ...]:
+def _show_groups(opened: OpenedSlide, reading: SlideReading) -> tuple[tuple[ShownTile, ...], ...]:
     picks = [group[:TILES_PER_GROUP] for group in reading.groups.representatives]
-    shown = iter(_show(opened, reading, [index for group in picks for index in group], icc_profile))
+    shown = iter(_show(opened, reading, [index for group in picks for index in group]))
     return tuple(tuple(next(shown) for _ in group) for group in picks)
 
 
-def _show_novel(opened: OpenedSlide, reading: SlideReading, icc_profile: bytes | None) -> tuple[ShownTile, ...]:
+def _show_novel(opened: OpenedSlide, reading: SlideReading) -> tuple[ShownTile, ...]:
     if reading.novelty is None:
         return ()
     order = np.argsort(-reading.novelty.percentile, kind="stable")[:NOVEL_TILES]
-    return _show(opened, reading, order.tolist(), icc_profile)
+    return _show(opened, reading, order.tolist())
 
 
-def _show(
-    opened: OpenedSlide, reading: SlideReading, indices: Sequence[int], icc_profile: bytes | None
-) -> tuple[ShownTile, ...]:
+def _show(opened: OpenedSlide, reading: SlideReading, indices: Sequence[int]) -> tuple[ShownTile, ...]:
     """Read the tiles of `indices` again, as a person sees them, in that order."""
     if not indices:
         return ()
@@ -129,7 +127,7 @@ def _show(
     xy = grid.xy_level0_px
     return tuple(
         ShownTile(
-            pixels=to_display_colour(pixels[i], icc_profile),
+            pixels=pixels[i],
             index=int(index),
             x_level0_px=int(xy[i, 0]),
             y_level0_px=int(xy[i, 1]),
@@ -141,7 +139,7 @@ def _show(
 
 def _read_all(opened: OpenedSlide, grid: TileGrid) -> NDArray[np.uint8]:
     pixels = np.full((len(grid), grid.tile_px, grid.tile_px, 3), 255, np.uint8)
-    for batch in opened.read_tiles(grid):
+    for batch in opened.read_tiles(grid, as_seen=True):
         pixels[batch.indices] = batch.tiles
     return pixels
 

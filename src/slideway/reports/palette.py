@@ -77,12 +77,13 @@ NOVELTY_BANDS: tuple[Band, ...] = (
     Band(99.0, "above the 99th: most unlike", (0x25, 0x34, 0x94)),
 )
 
-# In multiples of the sharpness below which a tile counts as blurred, sharpest first: darker is blurrier.
+# In multiples of the sharpness below which a tile counts as blurred (1.42, docs/quality.md): darker is blurrier.
+# Real slides in focus lie between 1.06 and 1.4 times the limit, an ideal edge at 1.41.
 FOCUS_BANDS: tuple[Band, ...] = (
     Band(0.0, "below the blur limit", (0x7F, 0x3B, 0x08)),
-    Band(1.0, "up to 1.5 × the blur limit: soft", (0xE0, 0x82, 0x14)),
-    Band(1.5, "1.5 to 3 ×", (0xFD, 0xB8, 0x63)),
-    Band(3.0, "3 × and above: sharp", (0xFE, 0xE6, 0xC2)),
+    Band(1.0, "just above the blur limit: soft", (0xE0, 0x82, 0x14)),
+    Band(1.06, "1.06 to 1.13 × the limit: sharp", (0xFD, 0xB8, 0x63)),
+    Band(1.13, "1.13 × and above: very sharp", (0xFE, 0xE6, 0xC2)),
 )
 
 

@@ -108,9 +108,12 @@ class OpenedSlide:
         """Process id of the reader, for memory accounting."""
         return self._process.pid
 
-    def read_thumbnail(self, downsample: float) -> NDArray[np.uint8]:
-        """Read the whole slide at `downsample` level-0 pixels per pixel, as (height, width, 3) RGB."""
-        return self._ask_pixels({"do": "thumbnail", "downsample": downsample})
+    def read_thumbnail(self, downsample: float, *, as_seen: bool = False) -> NDArray[np.uint8]:
+        """Read the whole slide at `downsample` level-0 pixels per pixel, as (height, width, 3) RGB.
+
+        `as_seen` applies the ICC profile: for a person's eyes, never for an encoder.
+        """
+        return self._ask_pixels({"do": "thumbnail", "downsample": downsample, "as_seen": as_seen})
 
     def read_region(self, level: int, x_px: int, y_px: int, width_px: int, height_px: int) -> NDArray[np.uint8]:
         """Read a rectangle in pixels of `level`, as (height, width, 3) RGB; white beyond the edge."""
@@ -122,23 +125,18 @@ class OpenedSlide:
             raise KeyError(name)
         return self._ask_pixels({"do": "side_image", "name": name})
 
-    def read_icc_profile(self) -> bytes | None:
-        """Read the embedded ICC profile, if any."""
-        self._send({"do": "icc"})
-        head, payload = self._next_answer(ANSWER_TIMEOUT_S)
-        return bytes(payload) if head["has"] else None
-
-    def read_tiles(self, grid: TileGrid, *, batch: int = 8) -> Iterator[TileBatch]:
+    def read_tiles(self, grid: TileGrid, *, batch: int = 8, as_seen: bool = False) -> Iterator[TileBatch]:
         """Read every tile of a grid, in an order that decodes each stored tile once.
 
+        `as_seen` applies the ICC profile: for a person's eyes, never for an encoder.
         Tiles whose pixels cannot be read come as `lost`; no other call may be made until the iterator ends.
 
         Raises:
             BrokenSlideError: More than 1 % of the tiles are lost.
         """
         xy = np.ascontiguousarray(grid.xy_level0_px, np.int32)
-        request = {"do": "tiles", "tile_level0_px": grid.tile_level0_px, "tile_px": grid.tile_px, "batch": batch}
-        self._send(request, xy.tobytes())
+        request = {"do": "tiles", "tile_level0_px": grid.tile_level0_px, "tile_px": grid.tile_px}
+        self._send({**request, "batch": batch, "as_seen": as_seen}, xy.tobytes())
         lost_total = 0
         while True:
             head, payload = self._next_answer(ANSWER_TIMEOUT_S)

@@ -1,6 +1,6 @@
 """Take from the reader process what a hostile slide could misuse: memory, files, network, other programs.
 
-Linux: rlimits and a seccomp filter. macOS: the rlimits it honours. Windows: a job object, set from outside.
+Linux: rlimits, Landlock and a seccomp filter. macOS: the rlimits it honours. Windows: a job object, set from outside.
 What a system lacks is said in the answer (`slideway doctor` shows it), never silently skipped.
 """
 
@@ -10,17 +10,27 @@ import ctypes
 import platform
 import struct
 import sys
+from pathlib import Path
 
-MEMORY_LIMIT_BYTES = 1_500_000_000  # address space: libraries take ~700 MB of it, pixels stay under 300 MB
+from slideway.slides import landlock
+
+MEMORY_LIMIT_BYTES = 1_500_000_000  # address space: libraries take ~300 MB of it, pixels stay under 300 MB
 CPU_LIMIT_S = 4 * 3600  # a runaway parser ends by itself even when nobody watches
 
 
-def enter_sandbox(memory_limit_bytes: int = MEMORY_LIMIT_BYTES) -> list[str]:
-    """Limit this process for good and say in words which limits are in force."""
+def enter_sandbox(memory_limit_bytes: int = MEMORY_LIMIT_BYTES, *, slide: Path | None = None) -> list[str]:
+    """Limit this process for good and say in words which limits are in force.
+
+    Args:
+        memory_limit_bytes: Address space it may use.
+        slide: The only file or folder of the user's that it may read; None leaves files readable.
+    """
     in_force = []
     if sys.platform != "win32":
         in_force += _limit_resources(memory_limit_bytes)
     if sys.platform == "linux":
+        if slide is not None and landlock.confine_to(slide):
+            in_force.append("no other file read")
         in_force += _filter_system_calls()
     return in_force
 

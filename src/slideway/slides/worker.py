@@ -18,6 +18,7 @@ import numpy as np
 from slideway.core.errors import BrokenSlideError, ReaderStoppedError, SlidewayError
 from slideway.core.slide import Slide
 from slideway.slides import bands
+from slideway.slides.colour import to_display_colour
 from slideway.slides.reader import SlideReader, choose_reader
 from slideway.slides.sandbox import enter_sandbox
 from slideway.slides.wire import read_frame, write_frame
@@ -31,8 +32,9 @@ def main() -> None:
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # a library that prints must not break the frames
     cv2.setNumThreads(1)
     head, _ = read_frame(requests, max_payload=MAX_REQUEST_BYTES)
-    limits = enter_sandbox(int(head["memory_limit_bytes"]))
-    server = _Server(Path(head["path"]), answers)
+    path = Path(head["path"])
+    limits = enter_sandbox(int(head["memory_limit_bytes"]), slide=path)
+    server = _Server(path, answers)
     server.answer(server.open, {"limits": limits})
     while True:
         try:
@@ -72,8 +74,9 @@ class _Server:
         self._slide = self._reader.describe()
         self._send({"slide": dataclasses.asdict(self._slide), "limits": limits})
 
-    def on_thumbnail(self, downsample: float) -> None:
-        self._send_pixels(bands.read_thumbnail(self._reader, self._slide, downsample))
+    def on_thumbnail(self, downsample: float, as_seen: bool) -> None:
+        thumbnail = bands.read_thumbnail(self._reader, self._slide, downsample)
+        self._send_pixels(self._shown(thumbnail) if as_seen else thumbnail)
 
     def on_region(self, level: int, xywh: list[int]) -> None:
         self._send_pixels(self._reader.read_region(level, *xywh))
@@ -81,17 +84,17 @@ class _Server:
     def on_side_image(self, name: str) -> None:
         self._send_pixels(self._reader.read_side_image(name))
 
-    def on_icc(self) -> None:
-        profile = self._reader.icc_profile()
-        self._send({"has": profile is not None}, profile or b"")
-
-    def on_tiles(self, tile_level0_px: float, tile_px: int, batch: int, payload: bytearray) -> None:
+    def on_tiles(self, tile_level0_px: float, tile_px: int, batch: int, as_seen: bool, payload: bytearray) -> None:
         xy = np.frombuffer(payload, np.int32).reshape(-1, 2)
         read = bands.plan_read(self._slide, xy, tile_level0_px, tile_px)
-        for indices, tiles, lost in bands.read_tiles(self._reader, read, batch=batch):
+        for indices, stored, lost in bands.read_tiles(self._reader, read, batch=batch):
+            tiles = np.stack([self._shown(tile) for tile in stored]) if as_seen and len(stored) else stored
             head = {"indices": indices.tolist(), "lost": lost}
             self._send(head, np.ascontiguousarray(tiles).data.cast("B") if len(indices) else b"")
         self._send({"end": True})
+
+    def _shown(self, pixels: np.ndarray[Any, np.dtype[np.uint8]]) -> np.ndarray[Any, np.dtype[np.uint8]]:
+        return to_display_colour(pixels, self._reader.icc_profile())
 
     def _send_pixels(self, pixels: np.ndarray[Any, np.dtype[np.uint8]]) -> None:
         self._send({"shape": list(pixels.shape)}, np.ascontiguousarray(pixels).data.cast("B"))
