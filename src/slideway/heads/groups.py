@@ -11,8 +11,8 @@ from slideway.core.findings import TissueGroups
 MAX_GROUPS = 8  # as many as a reader can tell apart by colour
 REPRESENTATIVES = 16
 _TILES_PER_GROUP = 16  # with fewer, two or three odd tiles would pass for a tissue
-_FITTED_TILES = 3_000  # groups are found on this many tiles, evenly spaced over the slide, then given to all
-_JUDGED_TILES = 1_000  # silhouettes cost tiles squared
+_FITTED_TILES = 2_000  # groups are found on this many tiles, evenly spaced over the slide, then given to all
+_JUDGED_TILES = 800  # silhouettes cost tiles squared
 _AXES = 16
 # More groups are kept as long as they separate nearly as well as the best number: a missed tissue is worse than one
 # shown in two shades. Figures in docs/heads.md.
@@ -48,13 +48,19 @@ def group_tiles(bag: EmbeddingBag) -> TissueGroups:
 
 def project_tiles(vectors: NDArray[np.float16]) -> Floats:
     """Turn vectors onto their main axes: (n, up to 16), not whitened, since that blurs the tissues into each other."""
-    sample = vectors[:: max(1, len(vectors) // _FITTED_TILES)].astype(np.float32)
-    sample = np.nan_to_num(sample, posinf=0, neginf=0)
+    sample = as_finite(vectors[:: max(1, len(vectors) // _FITTED_TILES)])
     mean = sample.mean(axis=0)
     _, axes = np.linalg.eigh((sample - mean).T @ (sample - mean))
     main = axes[:, ::-1][:, :_AXES]
-    rows = [vectors[i : i + _ROWS].astype(np.float32) for i in range(0, len(vectors), _ROWS)]
-    return np.concatenate([(np.nan_to_num(row, posinf=0, neginf=0) - mean) @ main for row in rows])
+    return np.concatenate([(as_finite(vectors[i : i + _ROWS]) - mean) @ main for i in range(0, len(vectors), _ROWS)])
+
+
+def as_finite(vectors: NDArray[np.float16]) -> Floats:
+    """Vectors as float32, with 0 for what is not a finite number."""
+    rows = vectors.astype(np.float32)
+    if not np.isfinite(rows.sum()):  # one pass over the numbers; any that is not finite shows in the sum
+        rows = np.nan_to_num(rows, posinf=0, neginf=0)
+    return rows
 
 
 def choose_centres(points: Floats) -> Floats:

@@ -19,6 +19,15 @@ def count_cores() -> int:
     return cores if quota == "max" else max(1, min(cores, round(int(quota) / int(period))))
 
 
+def cpu_seconds_of(process_id: int) -> float:
+    """CPU seconds another process has used so far; 0 when it is gone."""
+    try:
+        times = psutil.Process(process_id).cpu_times()
+    except psutil.Error:
+        return 0.0
+    return float(times.user + times.system)
+
+
 def total_memory_bytes() -> int:
     """Installed memory."""
     return int(psutil.virtual_memory().total)

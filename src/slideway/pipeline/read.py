@@ -19,7 +19,7 @@ from slideway.core.tissue import TileGrid
 from slideway.encoders import Encoder, encode_tiles, load_encoder
 from slideway.heads import find_reference, group_tiles, score_novelty
 from slideway.pipeline.drawing import draw_reading
-from slideway.pipeline.machine import count_cores, free_disk_bytes
+from slideway.pipeline.machine import count_cores, cpu_seconds_of, free_disk_bytes
 from slideway.pipeline.output import OutputFolder, folder_name
 from slideway.pipeline.reading import SlideReading
 from slideway.pipeline.result import describe_reading, describe_slide, write_result
@@ -120,6 +120,8 @@ class _Journey:
     profiles: Sequence[ScannerProfile]
     progress: Progress
     seconds: dict[str, float] = field(default_factory=dict)
+    cpu_seconds: dict[str, float] = field(default_factory=dict)
+    opened: OpenedSlide | None = None
 
     def travel(self) -> SlideReading:
         began = time.perf_counter()
@@ -129,7 +131,7 @@ class _Journey:
             hashing = beside.submit(hash_slide, self.path)
             loading = beside.submit(load_encoder, self.card, engine=self.engine, threads=self.threads)
             with self._step("open"):
-                opened = open_slide(self.path)
+                opened = self.opened = open_slide(self.path)
             with opened:
                 survey = self._survey(opened)
                 reading, encoder = self._encode(opened, survey, output, loading, hashing)
@@ -245,6 +247,7 @@ class _Journey:
             "total_s": round(time.perf_counter() - began, 3),
             "tiles_per_s": round(len(reading.bag) / encode_s, 2) if len(reading.bag) else 0.0,
             "steps_s": {step: round(seconds, 3) for step, seconds in self.seconds.items()},
+            "steps_cpu_s": {step: round(seconds, 3) for step, seconds in self.cpu_seconds.items()},
         }
         result["files"] = sorted([file.name for file in folder.iterdir()] + ["result.json"])
         write_result(folder / "result.json", result)
@@ -265,9 +268,15 @@ class _Journey:
     @contextmanager
     def _step(self, name: str) -> Iterator[None]:
         self.progress.on_step(name)
-        began = time.perf_counter()
+        began, cpu_began = time.perf_counter(), self._cpu_s()
         yield
         self.seconds[name] = time.perf_counter() - began
+        self.cpu_seconds[name] = self._cpu_s() - cpu_began
+
+    def _cpu_s(self) -> float:
+        """CPU seconds of this process and its reader so far."""
+        reader_s = cpu_seconds_of(self.opened.process_id) if self.opened is not None else 0.0
+        return time.process_time() + reader_s
 
 
 def _stored_mpp(survey: Survey) -> float:

@@ -271,7 +271,7 @@ def _build_card(folder: Path, content: Mapping[str, Any]) -> ModelCard:
             mpp=given.number("mpp"),
             colour=given.text("colour"),
             mean=given.three_numbers("mean"),
-            std=given.three_numbers("std"),
+            std=given.three_numbers("std", least=1e-6),
             resize=given.text("resize", pattern="area|bilinear|bicubic"),
         ),
         output=CardOutput(out.count("width"), out.text("pooling"), out.text("dtype")),
@@ -332,13 +332,13 @@ class _Table:
             raise self.refuse(key, "a number above 0")
         return float(value)
 
-    def three_numbers(self, key: str) -> tuple[float, float, float]:
+    def three_numbers(self, key: str, *, least: float = 0.0) -> tuple[float, float, float]:
         value = self.entries.get(key)
         if not isinstance(value, list) or len(value) != 3 or not all(type(v) in (int, float) for v in value):
             raise self.refuse(key, "three numbers, one for each of red, green and blue")
         red, green, blue = (float(v) for v in value)
-        if not all(0 <= v < math.inf for v in (red, green, blue)):
-            raise self.refuse(key, "three finite numbers, none below 0")
+        if not all(least <= v < math.inf for v in (red, green, blue)):
+            raise self.refuse(key, f"three finite numbers, none below {least:g}")
         return red, green, blue
 
     def sentences(self, key: str) -> tuple[str, ...]:
