@@ -43,7 +43,7 @@ def command(out: Path, *, no_open: bool, as_json: bool) -> int:
         terminal.on_slide(slide.name, 1, 1)
         for outcome in read_slides([slide], out=out, card=find_encoder(DEFAULT_ENCODER), progress=terminal, again=True):
             outcomes.append(outcome)
-            say(outcome, as_json=as_json, first_tile_at=terminal.first_tile_at)
+            say(outcome, as_json=as_json, first_tile_s=terminal.first_tile_s)
     folder = outcomes[0].folder
     if folder is not None and not no_open:
         webbrowser.open((folder.resolve() / "report.html").as_uri())

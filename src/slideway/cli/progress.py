@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import time
 from types import TracebackType
 from typing import Self
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.text import Text
+
+from slideway.pipeline.machine import process_age_s
 
 WORDS = {
     "open": "opening",
@@ -29,12 +30,12 @@ class Terminal:
     """Progress on standard error; a `slideway.pipeline.read.Progress`.
 
     Attributes:
-        first_tile_at: `time.time()` when the first tiles of all were encoded; None before.
+        first_tile_s: Age of this process when the first tiles of all were encoded; None before.
     """
 
     def __init__(self) -> None:
         console = Console(stderr=True)
-        self.first_tile_at: float | None = None
+        self.first_tile_s: float | None = None
         self._progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
@@ -68,6 +69,6 @@ class Terminal:
 
     def on_tiles(self, done: int, total: int) -> None:
         """See `slideway.pipeline.read.Progress`."""
-        if self.first_tile_at is None:
-            self.first_tile_at = time.time()
+        if self.first_tile_s is None:
+            self.first_tile_s = process_age_s()
         self._progress.update(self._task, completed=done, total=total)

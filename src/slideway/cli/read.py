@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import click
-import psutil
 
 from slideway.cli.progress import Terminal
 from slideway.core.errors import SlidewayError, WrongUseError
@@ -69,7 +68,7 @@ def command(slides: tuple[Path, ...], *, config: Path | None, encoder: str, as_j
             **settings,
         ):
             outcomes.append(outcome)
-            say(outcome, as_json=as_json, first_tile_at=terminal.first_tile_at)
+            say(outcome, as_json=as_json, first_tile_s=terminal.first_tile_s)
     return exit_code(outcomes)
 
 
@@ -79,17 +78,17 @@ def exit_code(outcomes: list[Outcome]) -> int:
     return codes.pop() if len(codes) == 1 else SOME_FAILED
 
 
-def say(outcome: Outcome, *, as_json: bool, first_tile_at: float | None) -> None:
+def say(outcome: Outcome, *, as_json: bool, first_tile_s: float | None) -> None:
     """Print what became of one slide."""
     if as_json:
-        click.echo(json.dumps(_as_json(outcome, first_tile_at), ensure_ascii=False))
+        click.echo(json.dumps(_as_json(outcome, first_tile_s), ensure_ascii=False))
     elif outcome.error is not None:
         click.echo(f"slideway: {outcome.error}\n  ({outcome.error.code}; docs/errors.md says more)", err=True)
     else:
         click.echo(_in_words(outcome))
 
 
-def _as_json(outcome: Outcome, first_tile_at: float | None) -> dict[str, Any]:
+def _as_json(outcome: Outcome, first_tile_s: float | None) -> dict[str, Any]:
     if outcome.result is None:
         error = outcome.error or SlidewayError("unknown")
         return {
@@ -98,9 +97,9 @@ def _as_json(outcome: Outcome, first_tile_at: float | None) -> dict[str, Any]:
             "error": {"code": error.code, "message": str(error), "exit_code": error.exit_code},
         }
     answer = {**outcome.result, "status": outcome.status, "folder": str(outcome.folder)}
-    if first_tile_at is not None:
+    if first_tile_s is not None:
         # From the start of this process, imports and all, to the first encoded tiles of the first slide.
-        answer["process_to_first_tile_s"] = round(first_tile_at - psutil.Process().create_time(), 3)
+        answer["process_to_first_tile_s"] = round(first_tile_s, 3)
     return answer
 
 

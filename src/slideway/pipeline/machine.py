@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import time
 from pathlib import Path
 
 import psutil
@@ -26,6 +27,15 @@ def cpu_seconds_of(process_id: int) -> float:
     except psutil.Error:
         return 0.0
     return float(times.user + times.system)
+
+
+def process_age_s() -> float:
+    """Seconds since this process was started, the interpreter's own start included."""
+    try:  # psutil knows the boot time to a second only
+        started_ticks = int(Path("/proc/self/stat").read_text(encoding="ascii").rpartition(")")[2].split()[19])
+        return time.clock_gettime(time.CLOCK_BOOTTIME) - started_ticks / os.sysconf("SC_CLK_TCK")
+    except (OSError, ValueError, AttributeError):
+        return time.time() - psutil.Process().create_time()
 
 
 def total_memory_bytes() -> int:

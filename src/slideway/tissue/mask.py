@@ -13,7 +13,7 @@ from slideway.tissue.ink import find_ink
 from slideway.tissue.shapes import Bools, Floats, close, dilate, fill_holes, local_spread, open_, smooth, smooth_over
 
 WORK_MPP = 8.0  # coarse enough for a fraction of a second a slide, fine enough for the outline of one fat cell
-WORK_MAX_PX = 2_500_000
+WORK_MAX_PX = 2_000_000
 
 
 def find_tissue(thumbnail: NDArray[np.uint8], *, mpp: float) -> TissueMask:

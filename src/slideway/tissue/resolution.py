@@ -15,7 +15,7 @@ Floats = NDArray[np.float32]
 
 NOMINAL_MPP = 0.5
 NUCLEUS_PX = 11.2  # 75th percentile of compact nuclear diameters at 0.5 µm/px: docs/resolution.md, "The reference"
-LIKELY_ERROR = 0.30  # holds 20 of 21 slides in docs/resolution.md: nuclei differ between tissues
+LIKELY_ERROR = 0.30  # holds 19 of 20 slides in docs/resolution.md: nuclei differ between tissues
 HYPOTHESES = np.geomspace(0.10, 1.6, 21)  # µm/px, in steps of 15 %; tried from fine to coarse
 
 # One pixel's optical density in haematoxylin, eosin and a remainder: Ruifrok and Johnston 2001, table 2.
