@@ -98,7 +98,7 @@ def test_tissue_panel_outlines_tissue_and_marks_pen_fold_and_blur(maps: SlideMap
     assert shows(panel.picture, TISSUE_COLOUR)
     assert [(entry.text.split()[0], entry.pattern) for entry in panel.legend] == [
         ("tissue", Pattern.LINE),
-        ("fold, perhaps", Pattern.BACK_HATCH),
+        ("fold?", Pattern.BACK_HATCH),
         ("pen", Pattern.CROSS_HATCH),
         ("blurred:", Pattern.HATCH),
     ]

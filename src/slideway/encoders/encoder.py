@@ -12,6 +12,10 @@ from slideway.core.errors import UntrustedEncoderError
 from slideway.encoders.engines import ENGINES, Engine, choose_engine, engine_fence
 from slideway.registry.card import ModelCard, verify_files
 
+# Measured on one core, CPU ms a tile at 1, 2, 4, 8 tiles a pass: shipped encoder 8.9, 8.9, 9.5, 10.4; ViT-S 119, 119,
+# 126, 137. The activations of two tiles still fit into a core's cache.
+TILES_PER_PASS = 2
+
 
 @dataclass(frozen=True)
 class Encoder:
@@ -34,7 +38,10 @@ class Encoder:
 
     def encode(self, tiles: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Turn (b, tile_px, tile_px, 3) uint8 RGB tiles into (b, width) float32 vectors."""
-        return self.engine.run(tiles)
+        if len(tiles) <= TILES_PER_PASS:
+            return self.engine.run(tiles)
+        passes = [self.engine.run(tiles[i : i + TILES_PER_PASS]) for i in range(0, len(tiles), TILES_PER_PASS)]
+        return np.concatenate(passes)
 
 
 def load_encoder(card: ModelCard, *, engine: str | None = None, threads: int = 1) -> Encoder:

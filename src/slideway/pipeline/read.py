@@ -32,7 +32,7 @@ from slideway.slides.files import files_of_slide, hash_slide
 from slideway.slides.resolution import ScannerProfile, load_profiles
 from slideway.tissue import grade_quality, is_blurred, measure_focus
 
-BATCH = 4  # tiles per forward pass: CNN activations of four 224 px tiles stay in the cache of an office CPU
+BATCH = 8  # tiles a frame from the reader; an encoder takes fewer at a time (encoders/encoder.py)
 
 
 class Progress(Protocol):

@@ -203,7 +203,7 @@ def _tissue_panel(maps: SlideMaps, base: Picture, frame: _Frame) -> Panel:
     _outline(picture, _cover(maps.mask.pixels, frame, least=0.5), TISSUE_COLOUR, line_px=2, halo_px=1)
     legend = [LegendEntry(f"tissue {_area_text(maps)}", TISSUE_COLOUR, Pattern.LINE)]
     marks = (
-        (maps.mask.fold, "fold, perhaps", FOLD_COLOUR, Pattern.BACK_HATCH),
+        (maps.mask.fold, "fold?", FOLD_COLOUR, Pattern.BACK_HATCH),
         (maps.mask.pen, "pen", PEN_COLOUR, Pattern.CROSS_HATCH),
     )
     for mask, name, colour, pattern in marks:
