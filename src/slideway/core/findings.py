@@ -37,7 +37,7 @@ class Novelty:
 
     Attributes:
         percentile: (n_tiles,) float32 in [0, 100]: share of reference tiles, each compared with other cases only,
-            that are less unlike their neighbours than this tile is.
+            that lie nearer to the reference than this tile does.
         reference: Name of the reference set.
         novel_share: Share of tiles above the 99th percentile; about 0.01 for tissue like the reference's.
     """
