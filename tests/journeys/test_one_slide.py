@@ -163,12 +163,18 @@ def test_a_disk_that_fills_up_in_the_middle_leaves_nothing_and_a_second_run_comp
     assert run("read", small_slide, "--out", tmp_path / "out").returncode == 0
 
 
+def heed_ctrl_c() -> None:
+    """Tests started in the background of a shell inherit an ignored SIGINT, which a program rightly keeps ignoring."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def start_and_wait_for_tiles(slide: Path, out: Path) -> subprocess.Popen[str]:
     process = subprocess.Popen(
         [sys.executable, "-m", "slideway", "read", str(slide), "--out", str(out)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        preexec_fn=heed_ctrl_c,  # noqa: PLW1509  no thread runs in the tests here
     )
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline and process.poll() is None:
