@@ -267,6 +267,14 @@ def test_doctor_says_what_this_computer_can_do():
     assert "tiles/s" in text
 
 
+def test_a_cache_that_cannot_be_written_is_said_and_ends_with_6(tmp_path):
+    (tmp_path / "file").write_text("")
+    done = run("doctor", "--seconds", "0.2", env={**os.environ, "SLIDEWAY_CACHE": str(tmp_path / "file")})
+    assert done.returncode == 6
+    assert "file" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 def test_export_writes_into_the_answer_folder(small_slide, tmp_path):
     slideway.read_slide(small_slide, out=tmp_path)
     done = run("export", tmp_path / "small", "--to", "geojson")

@@ -25,6 +25,7 @@ Exit codes:
   130  interrupted; nothing half-written stays, run again to go on
 """
 
+COULD_NOT_FINISH = 6
 INTERRUPTED = 130
 
 
@@ -70,6 +71,9 @@ def main() -> None:
     except click.ClickException as error:
         error.show()
         code = 2
+    except OSError as error:  # a disk, share or right outside any slide's folder: the cache, an export, a listing
+        click.echo(f"slideway: {error.strerror or error}: {error.filename or 'no file named'}", err=True)
+        code = COULD_NOT_FINISH
     except (KeyboardInterrupt, click.Abort):
         click.echo("slideway: interrupted; nothing half-written stays, run the same command again to go on", err=True)
         code = INTERRUPTED
