@@ -41,7 +41,7 @@ TUNED = {
 # Environment and arguments of each condition: the library's own batch, the batch found best for it, and that with glibc
 # tuned as well.
 CONDITIONS: dict[str, tuple[dict[str, str], list[str]]] = {
-    "defaults": ({}, ["--library-batch"]),
+    "defaults": ({}, ["--default-batch"]),
     "installed": ({}, []),
     "tuned": (TUNED, []),
 }

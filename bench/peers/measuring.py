@@ -99,8 +99,8 @@ def install_mb() -> float:
     return round(sum(file.lstat().st_size for file in files) / 1e6, 1)
 
 
-def parse_arguments(description: str, *, batch: int, library_batch: int, workers: int) -> argparse.Namespace:
-    """Read the command line that all runners share; `batch` was found best, `library_batch` is the library's own."""
+def parse_arguments(description: str, *, batch: int, default_batch: int, workers: int) -> argparse.Namespace:
+    """Read the command line that all runners share; `batch` was found best, `default_batch` is the library's own."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--slide", type=Path, required=True)
     parser.add_argument("--encoder", required=True)
@@ -111,10 +111,10 @@ def parse_arguments(description: str, *, batch: int, library_batch: int, workers
     parser.add_argument("--workers", type=int, default=workers, help="data loading processes")
     parser.add_argument("--tissue-only", action="store_true", help="stop after the tile grid")
     parser.add_argument("--mpp", type=float, help="pixel size of level 0, for a reader that asks for it")
-    parser.add_argument("--library-batch", action="store_true", help="the batch size that the library takes by itself")
+    parser.add_argument("--default-batch", action="store_true", help="the batch size that the library takes by itself")
     arguments = parser.parse_args()
-    if arguments.library_batch:
-        arguments.batch = library_batch
+    if arguments.default_batch:
+        arguments.batch = default_batch
     return arguments
 
 

@@ -13,7 +13,7 @@ from measuring import Meter, parse_arguments, write_result
 
 
 def main() -> None:
-    arguments = parse_arguments(__doc__.splitlines()[0], batch=4, library_batch=32, workers=0)
+    arguments = parse_arguments(__doc__.splitlines()[0], batch=4, default_batch=32, workers=0)
     with Meter() as meter, tempfile.TemporaryDirectory() as scratch:
         with meter.stage("import"):
             import lazyslide

@@ -69,7 +69,7 @@ def register(encoder: str, weights_dir: Any, *, tissue_only: bool) -> None:
 
 
 def main() -> None:
-    arguments = parse_arguments(__doc__.splitlines()[0], batch=4, library_batch=32, workers=0)
+    arguments = parse_arguments(__doc__.splitlines()[0], batch=4, default_batch=32, workers=0)
     reporter = StageReporter()
     with Meter() as meter:
         with meter.stage("import"):

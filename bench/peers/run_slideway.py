@@ -58,7 +58,7 @@ def encoding_stage(timing: dict[str, Any], whole: Stage) -> tuple[Stage, str]:
 
 def main() -> None:
     os.environ.pop("PYTHONPATH", None)
-    arguments = parse_arguments(__doc__.splitlines()[0], batch=0, library_batch=0, workers=0)
+    arguments = parse_arguments(__doc__.splitlines()[0], batch=0, default_batch=0, workers=0)
     # The start-up probe has its own meter: its CPU and memory are no part of the reading.
     probe = Meter()
     measure_start_up(probe, arguments.weights / arguments.encoder, arguments.threads)

@@ -17,7 +17,7 @@ from openslide import OpenSlide
 
 
 def main() -> None:
-    arguments = parse_arguments(__doc__.splitlines()[0], batch=4, library_batch=8, workers=0)
+    arguments = parse_arguments(__doc__.splitlines()[0], batch=4, default_batch=8, workers=0)
     kept: dict[str, np.ndarray] = {}
     slide_mpp = float(OpenSlide(arguments.slide).properties["openslide.mpp-x"])
     with Meter() as meter, tempfile.TemporaryDirectory() as scratch:

@@ -45,7 +45,7 @@ def draw_contours(slide: Path, out: Path) -> None:
 
 
 def main() -> None:
-    arguments = parse_arguments(__doc__.splitlines()[0], batch=4, library_batch=512, workers=1)
+    arguments = parse_arguments(__doc__.splitlines()[0], batch=4, default_batch=512, workers=1)
     with Meter() as meter, tempfile.TemporaryDirectory() as scratch:
         slides, job = Path(scratch) / "slides", Path(scratch) / "job"
         slides.mkdir()

@@ -5,11 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import click
-import numpy as np
 
 from slideway.bundles import EXPORTS, export_bag, read_bag
 from slideway.core.errors import WrongUseError
-from slideway.heads import find_reference, group_tiles, score_novelty
+from slideway.heads import find_novelty, group_tiles
 
 
 @click.command("export")
@@ -28,8 +27,7 @@ def command(folder: Path, kinds: tuple[str, ...]) -> int:
         raise WrongUseError(f"{folder}: no bag.safetensors in it; give an output folder of `slideway read`")
     bag = read_bag(path)
     groups = group_tiles(bag)
-    reference = find_reference(bag)
-    novelty = None if reference is None or not np.size(bag.vectors) else score_novelty(bag, reference)
+    novelty = find_novelty(bag)
     for kind in kinds:
         click.echo(str(export_bag(kind, folder, bag, groups, novelty)))
     return 0

@@ -60,6 +60,12 @@ def find_reference(bag: EmbeddingBag) -> Reference | None:
     return None
 
 
+def find_novelty(bag: EmbeddingBag) -> Novelty | None:
+    """Novelty of a bag's tiles against the packaged reference set; None when its encoder has none."""
+    reference = find_reference(bag)
+    return score_novelty(bag, reference) if reference is not None else None
+
+
 def score_novelty(bag: EmbeddingBag, reference: Reference) -> Novelty:
     """Rank each tile's distance from the reference among those of reference tiles from cases left out.
 

@@ -39,10 +39,10 @@ def draw_reading(
     reading: SlideReading,
     encoder: Encoder,
     seconds: Mapping[str, float],
-    slide_bytes: int,
 ) -> dict[str, bytes]:
     """Draw overlay.png and report.html; returns contents by file name."""
     picture = _picture(opened, survey)
+    slide_bytes: int = reading.result["slide"]["bytes"]
     maps = SlideMaps(
         thumbnail=picture,
         thumbnail_mpp=survey.slide.mpp * survey.slide.width_px / picture.shape[1],

@@ -17,7 +17,7 @@ from slideway.bundles import BagWriter, export_bag, read_bag
 from slideway.core.errors import DiskFullError
 from slideway.core.tissue import TileGrid
 from slideway.encoders import Encoder, encode_tiles, load_encoder
-from slideway.heads import find_reference, group_tiles, score_novelty
+from slideway.heads import find_novelty, group_tiles
 from slideway.pipeline.drawing import draw_reading
 from slideway.pipeline.machine import count_cores, cpu_seconds_of, free_disk_bytes
 from slideway.pipeline.output import OutputFolder, folder_name
@@ -136,7 +136,7 @@ class _Journey:
                 survey = self._survey(opened)
                 reading, encoder = self._encode(opened, survey, output, loading, hashing)
                 with self._step("draw"):
-                    drawn = draw_reading(opened, survey, reading, encoder, self.seconds, self._slide_bytes())
+                    drawn = draw_reading(opened, survey, reading, encoder, self.seconds)
             self._finish(output.path, reading, encoder, drawn, began)
             parts = {name: getattr(reading, name) for name in reading.__dataclass_fields__ if name != "bag"}
             del reading  # Windows cannot rename a folder while one of its files is mapped
@@ -181,10 +181,10 @@ class _Journey:
         )
         with self._step("heads"):
             groups = group_tiles(bag)
-            reference = find_reference(bag)
-            novelty = score_novelty(bag, reference) if reference is not None else None
+            novelty = find_novelty(bag)
         blurred = survey.grid.select(is_blurred(focus) & ~lost)
-        slide_result = describe_slide(survey.slide, sha256, self._slide_bytes())
+        n_bytes = sum(file.stat().st_size for file in files_of_slide(self.path))
+        slide_result = describe_slide(survey.slide, sha256, n_bytes)
         result = describe_reading(
             slide=slide_result, quality=quality, mask=survey.mask, bag=bag, groups=groups, novelty=novelty
         )
@@ -261,9 +261,6 @@ class _Journey:
                 f"{self.out}: {len(grid):,} tiles need about {needed / 1e6:.0f} MB and {free / 1e6:.0f} MB are free; "
                 "free some space or choose another folder with --out"
             )
-
-    def _slide_bytes(self) -> int:
-        return sum(file.stat().st_size for file in files_of_slide(self.path))
 
     @contextmanager
     def _step(self, name: str) -> Iterator[None]:
