@@ -42,6 +42,10 @@ bench-tissue DATA:
 bench-heads DATA:
     python bench/heads/measure.py {{DATA}}
 
+# The evidence table of docs/encoder.md, from a folder with atlas/ and labelled/; add --onnx NAME=FILE for baselines.
+bench-encoder DATA *ARGS:
+    python bench/encoders/evaluate.py {{DATA}} --encoder slideway-small {{ARGS}}
+
 # Peak memory on a generated 100,000 x 100,000 slide.
 bench-memory:
     python bench/memory/measure.py

@@ -19,6 +19,9 @@ CREDIT = (
     "hacettepe cases: Hacettepe case of the month"
 )
 STORED_TILE_PX = 256
+# A squash smear among sections: cells spread on glass. It trains and is measured like the others, but what is ordinary
+# for a section must not be learnt from it (docs/heads.md).
+SMEARS = ("high-grade-glioma-squash__HE",)
 
 
 @dataclass(frozen=True)
@@ -40,18 +43,39 @@ class AtlasSlide:
     xy_level0_px: NDArray[np.int64]
 
 
+def read_rows(folder: Path) -> list[dict[str, str]]:
+    """Rows of the set's table, one a slide."""
+    with (folder / "slides.csv").open(newline="", encoding="utf-8") as table:
+        return list(csv.DictReader(table))
+
+
 def read_atlas(folder: Path, *, tile_px: int = 224, mpp: float = 0.5) -> Iterator[AtlasSlide]:
     """Yield every slide of the development set, its tiles at `mpp` as far as the stored pixels reach.
 
     The set's pixel sizes are estimates. A stored tile that covers less than `tile_px * mpp` µm is used whole, which
     leaves it up to 12 % finer than asked for; a coarser one is enlarged and is softer than a real tile at `mpp`.
     """
-    with (folder / "slides.csv").open(newline="", encoding="utf-8") as table:
-        rows = list(csv.DictReader(table))
-    for row in rows:
+    for row in read_rows(folder):
         edge_px = min(STORED_TILE_PX, round(tile_px * mpp / float(row["tile_mpp_estimated"])))
         tiles, corners = read_tiles(folder / row["tiles_file"], edge_px, tile_px)
         yield AtlasSlide(Path(row["tiles_file"]).stem, row["patient_group"], name_organ(row), tiles, corners)
+
+
+@dataclass(frozen=True)
+class StoredSlide:
+    """One slide's tiles as the set stores them: `tiles` (n, 256, 256, 3) uint8 RGB at `mpp` (an estimate)."""
+
+    name: str
+    case: str
+    mpp: float
+    tiles: NDArray[np.uint8]
+
+
+def read_stored_tiles(folder: Path) -> Iterator[StoredSlide]:
+    """Yield every slide's tiles without resampling, for training."""
+    for row in read_rows(folder):
+        tiles, _ = read_tiles(folder / row["tiles_file"], STORED_TILE_PX, STORED_TILE_PX)
+        yield StoredSlide(Path(row["tiles_file"]).stem, row["patient_group"], float(row["tile_mpp_estimated"]), tiles)
 
 
 def name_organ(row: dict[str, str]) -> str:

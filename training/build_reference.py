@@ -1,6 +1,6 @@
 """Build the reference set that novelty is measured against, from the tiles of the atlas set.
 
-python training/build_reference.py ATLAS_FOLDER [--encoder mobilenetv2-imagenet] [--out src/slideway/heads/references]
+python training/build_reference.py ATLAS_FOLDER [--encoder slideway-small] [--out src/slideway/heads/references]
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Any
 
 import cv2
 import numpy as np
-from atlas import CREDIT, AtlasSlide, read_atlas
+from atlas import CREDIT, SMEARS, AtlasSlide, read_atlas
 from numpy.typing import NDArray
 
 from slideway.encoders import load_encoder
@@ -49,6 +49,12 @@ def lay_at_edge(tile: NDArray[np.uint8], random: np.random.Generator) -> NDArray
     return np.clip(np.rint(tile * (1 - glass) + colour * glass), 0, 255).astype(np.uint8)
 
 
+def read_sections(atlas: Path, card: ModelCard) -> list[AtlasSlide]:
+    """All slides but smears, at the scale of an encoder."""
+    slides = read_atlas(atlas, tile_px=card.input.tile_px, mpp=card.input.mpp)
+    return [slide for slide in slides if slide.name not in SMEARS]
+
+
 def repeat(slides: list[AtlasSlide], attribute: str) -> NDArray[Any]:
     """An attribute of each slide, once for every tile."""
     return np.repeat([getattr(slide, attribute) for slide in slides], [len(slide.tiles) for slide in slides])
@@ -61,7 +67,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=PACKAGED)
     options = parser.parse_args()
     card = find_encoder(options.encoder)
-    slides = list(read_atlas(options.atlas, tile_px=card.input.tile_px, mpp=card.input.mpp))
+    slides = read_sections(options.atlas, card)
     case = repeat(slides, "case")
     random = np.random.default_rng(0)
     at_edges = np.stack([lay_at_edge(tile, random) for slide in slides for tile in slide.tiles])

@@ -20,8 +20,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "training"))
-from atlas import AtlasSlide, decode, read_atlas
-from build_reference import encode_slides, encode_tiles, lay_at_edge, repeat
+from atlas import AtlasSlide, decode
+from build_reference import encode_slides, encode_tiles, lay_at_edge, read_sections, repeat
 from spoil import SPOILT
 
 from slideway.core.bag import EmbeddingBag
@@ -179,7 +179,7 @@ def main() -> None:
     parser.add_argument("--other", action="append", default=[], metavar="NAME=PATH")
     options = parser.parse_args()
     card = find_encoder(DEFAULT_ENCODER)
-    slides = list(read_atlas(options.data / "atlas"))
+    slides = read_sections(options.data / "atlas", card)
     vectors = encode_slides(card, slides)
     random = np.random.default_rng(0)
     at_edges = encode_tiles(card, np.stack([lay_at_edge(tile, random) for slide in slides for tile in slide.tiles]))

@@ -1,6 +1,6 @@
 """Which stages of MobileNetV2 to pool: nearest neighbours across cases of the atlas set, for several choices.
 
-    python training/export_mobilenet.py CHECKPOINT /tmp --probe
+    python training/mobilenet_graph.py CHECKPOINT /tmp
     python bench/heads/probe_stages.py ATLAS_FOLDER /tmp/probe.onnx
 
 `organ`: share of a tile's 5 nearest neighbours, other cases only, that are of its organ (organs with ≥ 2 cases; mean

@@ -19,6 +19,7 @@ from pathlib import Path
 import psutil
 
 from slideway.encoders.engines import describe_processor
+from slideway.registry import DEFAULT_ENCODER
 from slideway.testing.slides import write_huge_pyramid
 
 
@@ -26,7 +27,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--side", type=int, default=100_000)
     parser.add_argument("--slide", type=Path, help="a slide of your own instead of a generated one")
-    parser.add_argument("--encoder", default="mobilenetv2-imagenet")
+    parser.add_argument("--encoder", default=DEFAULT_ENCODER)
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:

@@ -239,7 +239,7 @@ def test_no_patient_data_reaches_outputs_or_messages(tmp_path):
 
 
 def test_help_teaches_and_wrong_arguments_end_with_2():
-    for command in ("", "read", "info", "doctor", "demo", "export"):
+    for command in ("", "read", "info", "doctor", "demo", "export", "similar"):
         done = run(*([command] if command else []), "--help")
         assert done.returncode == 0
         assert len(done.stdout) > 300

@@ -3,7 +3,7 @@ import re
 import numpy as np
 import pytest
 
-from slideway.reports.page import _templates
+from slideway.reports.page import templates
 from slideway.reports.palette import (
     FOCUS_BANDS,
     GROUP_COLOURS,
@@ -92,7 +92,7 @@ def contrast(one: str, other: str) -> float:
 
 
 def test_text_of_the_page_stands_out_in_light_dark_and_print() -> None:
-    style = _templates().get_template("report.css.j2").render(short_id="")
+    style = templates().get_template("report.css.j2").render(short_id="")
     themes = [dict(re.findall(r"--([a-z-]+): (#[0-9a-f]{6});", block)) for block in style.split(":root {")[1:]]
     assert len(themes) == 3
     for theme in themes:

@@ -2,6 +2,7 @@
 
 `docs/bag-format.md` describes it. Tensors: `vectors` (n, width) float16, `column_row` (n, 2) int32, `focus` (n,)
 float32, row-major; metadata: format version, encoder, grid and slide identity. Any safetensors library reads it.
+Where not every tile was read (1.1): also `weight` (n,) float32 and `reason` (n,) uint8.
 """
 
 from __future__ import annotations
@@ -16,14 +17,14 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from slideway.core.bag import EmbeddingBag
+from slideway.core.bag import EmbeddingBag, Sampling
 from slideway.core.errors import UnreadableBagError
 from slideway.core.tissue import TileGrid
 
 FORMAT = "slideway-bag"
-VERSION = (1, 0)
+VERSION = (1, 1)
 _HEADER_BYTES = 2048  # reserved; safetensors allows a header padded with spaces, so it can be written last
-_DTYPES = {"F16": np.float16, "I32": np.int32, "F32": np.float32}
+_DTYPES = {"F16": np.float16, "I32": np.int32, "F32": np.float32, "U8": np.uint8}
 _COPY_ROWS = 4096
 
 
@@ -62,8 +63,11 @@ class BagWriter:
         self._is_written[indices] = True
         self._focus[indices] = focus
 
-    def finish(self, *, encoder_id: str, fingerprint: str, slide_sha256: str) -> None:
-        """Close the gaps, write positions and header, and make the file durable."""
+    def finish(self, *, encoder_id: str, fingerprint: str, slide_sha256: str, sampling: Sampling | None = None) -> None:
+        """Close the gaps, write positions and header, and make the file durable.
+
+        A bag of all tiles stays of version 1.0, to the byte. `sampling` speaks of the whole grid, row by row.
+        """
         kept = np.flatnonzero(self._is_written)
         self._close_gaps(kept)
         self._file.seek(_HEADER_BYTES + len(kept) * self._row_bytes)
@@ -71,9 +75,12 @@ class BagWriter:
         grid = self._grid.select(kept)
         self._file.write(np.ascontiguousarray(grid.column_row, "<i4").tobytes())
         self._file.write(np.ascontiguousarray(self._focus[kept], "<f4").tobytes())
+        if sampling is not None:
+            self._file.write(np.ascontiguousarray(sampling.weight[kept], "<f4").tobytes())
+            self._file.write(np.ascontiguousarray(sampling.reason[kept], np.uint8).tobytes())
         metadata = {
             "format": FORMAT,
-            "version": f"{VERSION[0]}.{VERSION[1]}",
+            "version": "1.0" if sampling is None else f"{VERSION[0]}.{VERSION[1]}",
             "encoder_id": encoder_id,
             "fingerprint": fingerprint,
             "slide_sha256": slide_sha256,
@@ -82,7 +89,7 @@ class BagWriter:
             "slide_mpp": repr(grid.slide_mpp),
         }
         self._file.seek(0)
-        self._file.write(_make_header(len(kept), self._width, metadata))
+        self._file.write(_make_header(len(kept), self._width, metadata, is_sampled=sampling is not None))
         self._file.flush()
         os.fsync(self._file.fileno())
 
@@ -100,14 +107,16 @@ class BagWriter:
             self._file.write(moved.tobytes())
 
 
-def _make_header(n: int, width: int, metadata: dict[str, str]) -> bytes:
-    vectors, positions, focus = 2 * n * width, 8 * n, 4 * n
-    header = {
-        "__metadata__": metadata,
-        "vectors": {"dtype": "F16", "shape": [n, width], "data_offsets": [0, vectors]},
-        "column_row": {"dtype": "I32", "shape": [n, 2], "data_offsets": [vectors, vectors + positions]},
-        "focus": {"dtype": "F32", "shape": [n], "data_offsets": [vectors + positions, vectors + positions + focus]},
-    }
+def _make_header(n: int, width: int, metadata: dict[str, str], *, is_sampled: bool) -> bytes:
+    tensors = [("vectors", "F16", [n, width], 2 * n * width), ("column_row", "I32", [n, 2], 8 * n)]
+    tensors += [("focus", "F32", [n], 4 * n)]
+    if is_sampled:
+        tensors += [("weight", "F32", [n], 4 * n), ("reason", "U8", [n], n)]
+    header: dict[str, Any] = {"__metadata__": metadata}
+    at = 0
+    for name, dtype, shape, n_bytes in tensors:
+        header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [at, at + n_bytes]}
+        at += n_bytes
     text = json.dumps(header, separators=(",", ":")).encode()
     if len(text) > _HEADER_BYTES - 8:
         raise ValueError(f"bag header of {len(text)} bytes does not fit; the encoder's id is too long")
@@ -140,7 +149,7 @@ def read_bag(path: Path) -> EmbeddingBag:
 
 def _bag_from(path: Path, header: dict[str, Any], data_at: int) -> EmbeddingBag:
     metadata = header["__metadata__"]
-    end = data_at + max(header[name]["data_offsets"][1] for name in ("vectors", "column_row", "focus"))
+    end = data_at + max(entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__")
     if path.stat().st_size != end:
         raise UnreadableBagError(
             f"{path.name}: {path.stat().st_size} bytes, its header promises {end}; it was cut off: read the slide again"
@@ -158,7 +167,18 @@ def _bag_from(path: Path, header: dict[str, Any], data_at: int) -> EmbeddingBag:
         metadata["encoder_id"],
         metadata["fingerprint"],
         metadata["slide_sha256"],
+        _sampling_from(path, header, data_at),
     )
+
+
+def _sampling_from(path: Path, header: dict[str, Any], data_at: int) -> Sampling | None:
+    if "weight" not in header:
+        return None
+    reason, weight = (np.asarray(_map_tensor(path, header[name], data_at)) for name in ("reason", "weight"))
+    try:
+        return Sampling(reason, weight)
+    except ValueError as error:
+        raise UnreadableBagError(f"{path.name}: {error}; it is damaged: read the slide again") from error
 
 
 def _map_tensor(path: Path, entry: dict[str, Any], data_at: int) -> NDArray[Any]:

@@ -18,7 +18,7 @@ Exit codes:
   0    done (no-tissue and rescan are answers too)
   1    a bug in Slideway: please report it
   2    wrong use: arguments, encoder, or an output folder that cannot be written
-  3    a slide cannot be read; the message names the true cause
+  3    a slide or model package cannot be read; the message names the true cause
   4    a person must decide: the slide states no microns per pixel
   5    some slides of several failed
   6    this computer could not finish: disk full, download failed
@@ -32,7 +32,7 @@ INTERRUPTED = 130
 class _Commands(click.Group):
     """Imports a command's module only when it is called, so that --help answers at once."""
 
-    names = ("read", "info", "doctor", "demo", "export")
+    names = ("read", "info", "doctor", "demo", "export", "models", "similar")
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(self.names)

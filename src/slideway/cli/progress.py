@@ -6,7 +6,16 @@ from types import TracebackType
 from typing import Self
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TextColumn,
+    TimeRemainingColumn,
+)
 from rich.text import Text
 
 from slideway.pipeline.machine import process_age_s
@@ -14,6 +23,7 @@ from slideway.pipeline.machine import process_age_s
 WORDS = {
     "open": "opening",
     "tissue": "finding tissue",
+    "screen": "looking it over",
     "encode": "reading tiles",
     "heads": "grouping tiles",
     "draw": "drawing",
@@ -71,4 +81,34 @@ class Terminal:
         """See `slideway.pipeline.read.Progress`."""
         if self.first_tile_s is None:
             self.first_tile_s = process_age_s()
+        self._progress.update(self._task, completed=done, total=total)
+
+
+class Bytes:
+    """Progress of copying, on standard error; silent when nobody looks at a terminal."""
+
+    def __init__(self, words: str) -> None:
+        console = Console(stderr=True)
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            DownloadColumn(),
+            TimeRemainingColumn(),
+            console=console,
+            transient=True,
+            disable=not console.is_terminal,
+        )
+        self._task = self._progress.add_task(words, total=None)
+
+    def __enter__(self) -> Self:
+        self._progress.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._progress.stop()
+
+    def on_bytes(self, done: int, total: int) -> None:
+        """So many bytes of all are done."""
         self._progress.update(self._task, completed=done, total=total)

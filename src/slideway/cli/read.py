@@ -11,6 +11,7 @@ import click
 from slideway.cli.progress import Terminal
 from slideway.core.errors import SlidewayError, WrongUseError
 from slideway.pipeline.folder import Outcome, find_slides, read_slides
+from slideway.pipeline.profile import PROFILES, STANDARD
 from slideway.registry.store import DEFAULT_ENCODER, find_encoder
 from slideway.slides.resolution import load_profiles
 
@@ -30,6 +31,8 @@ SOME_FAILED = 5
 @click.option("--engine", type=click.Choice(["onnxruntime", "openvino"]),
               help="Inference engine; default: the one `slideway doctor` found fastest here.")  # fmt: skip
 @click.option("--threads", type=click.IntRange(1), help="Cores to use; default: all.")
+@click.option("--profile", type=click.Choice(PROFILES), default=STANDARD, show_default=True,
+              help="How much to read: thrifty a third, standard every tile, thorough rims and blur too.")  # fmt: skip
 @click.option("--export", "exports", multiple=True, type=click.Choice(["h5", "h5ad", "geojson"]),
               help="Also write the bag for TRIDENT (h5), AnnData (h5ad), QuPath (geojson); repeatable.")  # fmt: skip
 @click.option("--again", is_flag=True, help="Read also what is already read.")
@@ -41,11 +44,16 @@ def command(slides: tuple[Path, ...], *, config: Path | None, encoder: str, as_j
     interrupted run goes on where it stopped. Each slide gets a folder with overlay.png, report.html, result.json and
     bag.safetensors.
 
+    On a weak PC, --profile thrifty looks the tissue over coarsely and reads what stands out, what is most cellular,
+    some of each kind of tissue and a random share of the rest; the report says so. A slide that was read with another
+    profile or encoder is read again.
+
     \b
     Examples:
       slideway read biopsy.svs
       slideway read scans/ --out answers
       slideway read old-scan.tif --mpp 0.25
+      slideway read scans/ --profile thrifty
       slideway read biopsy.svs --json | jq .quality
     """
     if settings["mpp"] is not None and settings["estimate_mpp"]:
@@ -97,6 +105,8 @@ def _as_json(outcome: Outcome, first_tile_s: float | None) -> dict[str, Any]:
             "error": {"code": error.code, "message": str(error), "exit_code": error.exit_code},
         }
     answer = {**outcome.result, "status": outcome.status, "folder": str(outcome.folder)}
+    if outcome.instead_of is not None:
+        answer["instead_of"] = outcome.instead_of
     if first_tile_s is not None:
         # From the start of this process, imports and all, to the first encoded tiles of the first slide.
         answer["process_to_first_tile_s"] = round(first_tile_s, 3)
@@ -108,6 +118,8 @@ def _in_words(outcome: Outcome) -> str:
     assert result is not None
     assert folder is not None
     marks = ["already read"] if outcome.status == "kept" else []
+    marks += [f"read again instead of {outcome.instead_of}"] if outcome.instead_of else []
+    marks += _say_profile(result)
     marks += ["resolution ESTIMATED"] if result["estimated"] else []
     line = (
         f"{outcome.path.name}: {result['quality']['verdict']} · {result['tissue']['area_mm2']:.1f} mm² tissue · "
@@ -117,3 +129,11 @@ def _in_words(outcome: Outcome) -> str:
     reasons = [f"  - {reason['text']}" for reason in result["quality"]["reasons"]]
     shown = folder / "report.html"
     return "\n".join([line + "".join(f" · {mark}" for mark in marks), *reasons, f"  {shown}"])
+
+
+def _say_profile(result: dict[str, Any]) -> list[str]:
+    profile = result.get("profile", {"name": STANDARD})
+    if profile["name"] == STANDARD:
+        return []
+    saved = profile["saved_tiles_percent"]
+    return [f"{profile['name']}" + (f": {100 - saved:.0f} % of the tiles on tissue were read" if saved else "")]

@@ -13,6 +13,11 @@ SlidewayError
 ├── UnknownResolutionError          resolution-unknown        no microns per pixel: a person must decide
 ├── UnknownEncoderError             encoder-unknown           no such encoder
 ├── UntrustedEncoderError           encoder-untrusted         card, hash or golden tiles do not agree
+│   ├── RetiredEncoderError         encoder-retired           it was taken out of use
+│   └── UntrustedPackageError       package-untrusted         a model package is not signed by a trusted key
+├── BrokenPackageError              package-broken            not a model package, cut off, changed, or too new
+├── UnreadableCheckpointError       checkpoint-unreadable     not a checkpoint, dangerous, or not of the slot's form
+├── ModelUnavailableError           model-unavailable         the hub does not give the model
 ├── FingerprintMismatchError        fingerprint-mismatch      embeddings of two encoders would have met
 ├── UnreadableBagError              bag-unreadable            not a bag, damaged, or of a newer major version
 ├── OutputError                     output-not-writable       the output folder cannot be written
@@ -109,6 +114,39 @@ class UntrustedEncoderError(SlidewayError):
 
     code = "encoder-untrusted"
     exit_code = 2
+
+
+class RetiredEncoderError(UntrustedEncoderError):
+    """The encoder was taken out of use; its stored embeddings can still be read."""
+
+    code = "encoder-retired"
+
+
+class UntrustedPackageError(UntrustedEncoderError):
+    """A model package carries no signature, a wrong one, or one of a key that is not trusted here."""
+
+    code = "package-untrusted"
+
+
+class BrokenPackageError(SlidewayError):
+    """The file is not a model package, is cut off or changed, or is of a newer major version."""
+
+    code = "package-broken"
+    exit_code = 3
+
+
+class UnreadableCheckpointError(SlidewayError):
+    """A checkpoint holds something else than tensors, is damaged, or does not have the form of the slot."""
+
+    code = "checkpoint-unreadable"
+    exit_code = 3
+
+
+class ModelUnavailableError(SlidewayError):
+    """A model could not be had from the hub: gated, not found, unreachable, or the client is not installed."""
+
+    code = "model-unavailable"
+    exit_code = 6
 
 
 class FingerprintMismatchError(SlidewayError):

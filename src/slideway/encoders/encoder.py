@@ -57,7 +57,7 @@ def load_encoder(card: ModelCard, *, engine: str | None = None, threads: int = 1
     """
     verify_files(card)
     name = choose_engine(card.fingerprint, engine)
-    encoder = Encoder(card, ENGINES[name](card.weights_path, threads), name)
+    encoder = Encoder(card, ENGINES[name](card.weights_path, threads, bool(card.weights.data_sha256)), name)
     check_golden_tiles(encoder)
     return encoder
 

@@ -41,9 +41,13 @@ def engine_fence(words: str) -> Iterator[None]:
 
 
 class OnnxRuntimeEngine:
-    """ONNX Runtime on the CPU. One session for all threads: with one thread of its own, it computes on the caller's."""
+    """ONNX Runtime on the CPU. One session for all threads: with one thread of its own, it computes on the caller's.
 
-    def __init__(self, weights: Path, threads: int) -> None:
+    Weights in one file are handed over as bytes, and a folder that does not exist as the place of further ones:
+    whatever `verify_files` may have overlooked, the engine finds no file to open.
+    """
+
+    def __init__(self, weights: Path, threads: int, has_data_file: bool = False) -> None:
         del threads  # parallelism comes from the callers
         import onnxruntime
 
@@ -51,7 +55,11 @@ class OnnxRuntimeEngine:
         options.intra_op_num_threads = 1
         options.inter_op_num_threads = 1
         options.log_severity_level = 3
-        source = str(weights) if has_external_data(weights) else weights.read_bytes()
+        if not has_data_file:  # otherwise it would look into the working directory
+            options.add_session_config_entry(
+                "session.model_external_initializers_file_folder_path", str(weights / "no-further-files")
+            )
+        source = str(weights) if has_data_file else weights.read_bytes()
         with engine_fence(f"{weights.name}: onnxruntime cannot load these weights"):
             self._session = onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
         self._version = onnxruntime.__version__
@@ -70,7 +78,8 @@ class OnnxRuntimeEngine:
 class OpenVinoEngine:
     """OpenVINO on the CPU: one stream a thread, each with one core."""
 
-    def __init__(self, weights: Path, threads: int) -> None:
+    def __init__(self, weights: Path, threads: int, has_data_file: bool = False) -> None:
+        del has_data_file  # it takes paths only; that the file names no others was seen by `verify_files`
         import threading
 
         import openvino
@@ -100,12 +109,11 @@ class OpenVinoEngine:
         return vectors
 
 
-ENGINES: dict[str, Callable[[Path, int], Engine]] = {"onnxruntime": OnnxRuntimeEngine, "openvino": OpenVinoEngine}
-
-
-def has_external_data(weights: Path) -> bool:
-    """Say whether an ONNX file keeps its tensors in a file beside it (models over 2 GB must)."""
-    return weights.with_name(weights.name + ".data").exists()
+# Weights, threads, and whether the card names a second file of weights (models over 2 GB must have one).
+ENGINES: dict[str, Callable[[Path, int, bool], Engine]] = {
+    "onnxruntime": OnnxRuntimeEngine,
+    "openvino": OpenVinoEngine,
+}
 
 
 def available_engines() -> tuple[str, ...]:

@@ -38,12 +38,13 @@ def group_tiles(bag: EmbeddingBag) -> TissueGroups:
         Group 0 is the largest. Up to 16 representatives a group: nearest to its centre, but not next to each other.
     """
     if len(bag) == 0:
-        return TissueGroups(np.empty(0, np.int16), ())
+        return TissueGroups(np.empty(0, np.int16), (), None if bag.sampling is None else bag.weights)
     points = project_tiles(bag.vectors)
     fitted = points[np.linspace(0, len(points) - 1, min(len(points), _FITTED_TILES)).astype(np.int64)]
     centres = choose_centres(fitted)
-    group = order_by_size(assign(points, centres))
-    return TissueGroups(group.astype(np.int16), pick_representatives(points, group, bag.grid.column_row))
+    weight = None if bag.sampling is None else bag.weights
+    group = order_by_size(assign(points, centres), weight)
+    return TissueGroups(group.astype(np.int16), pick_representatives(points, group, bag.grid.column_row), weight)
 
 
 def project_tiles(vectors: NDArray[np.float16]) -> Floats:
@@ -141,9 +142,11 @@ def mean_silhouette(distance: Floats, label: Labels) -> float:
     return float(np.where(own_size > 1, width, 0).mean())
 
 
-def order_by_size(label: Labels) -> Labels:
+def order_by_size(label: Labels, weight: Floats | None = None) -> Labels:
     """Rename groups so that 0 is the largest; empty ones vanish; of equal ones the first on the slide leads."""
     names, first, held = np.unique(label, return_index=True, return_counts=True)
+    if weight is not None:
+        held = np.bincount(label, weight)[names]
     rank = np.empty(int(label.max()) + 1, np.int64)
     rank[names[np.lexsort((first, -held))]] = np.arange(len(names))
     return rank[label]

@@ -80,7 +80,8 @@ def score_novelty(bag: EmbeddingBag, reference: Reference) -> Novelty:
     distance = measure_distance(bag.vectors, reference.mean, reference.whitening)
     below = np.searchsorted(reference.distances, distance, side="left")
     percentile = (100 * below / len(reference.distances)).astype(np.float32)
-    novel_share = float((percentile > NOVEL_PERCENTILE).mean()) if len(percentile) else 0.0
+    is_novel = percentile > NOVEL_PERCENTILE
+    novel_share = float(np.average(is_novel, weights=bag.weights)) if len(percentile) else 0.0
     return Novelty(percentile, reference.name, novel_share)
 
 

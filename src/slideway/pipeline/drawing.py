@@ -13,6 +13,7 @@ from PIL import Image
 import slideway
 from slideway.core.tissue import TileGrid
 from slideway.encoders import Encoder
+from slideway.pipeline.profile import say_plan
 from slideway.pipeline.reading import SlideReading
 from slideway.pipeline.survey import Survey
 from slideway.registry.card import ModelCard
@@ -55,7 +56,9 @@ def draw_reading(
     )
     verdict = reading.quality.verdict.value
     lines = [survey.slide.name, f"{verdict} · {survey.mask.area_mm2:.1f} mm² tissue · {len(reading.bag):,} tiles"]
-    overlay = draw_overlay(maps, title_lines=lines, notes=[reason.text for reason in reading.quality.reasons])
+    said = say_plan(reading.result["profile"])
+    warnings = [*(reason.text for reason in reading.quality.reasons), *said]
+    overlay = draw_overlay(maps, title_lines=lines, notes=warnings)
     content = ReportContent(
         slide=survey.slide,
         slide_sha256=reading.slide_sha256,
@@ -68,7 +71,7 @@ def draw_reading(
         novel_tiles=_show_novel(opened, reading),
         seconds_by_step=seconds,
         bytes_by_output={"slide file": slide_bytes, "bag (embeddings)": 2 * reading.bag.width * len(reading.bag)},
-        notes=(),
+        notes=said,
         made_at=datetime.now(UTC),
         slideway_version=slideway.__version__,
     )

@@ -11,6 +11,7 @@ from typing import Any
 from slideway.bundles import EXPORTS
 from slideway.core.errors import DiskFullError, OutputError, SlideAccessError, SlidewayError, UntrustedEncoderError
 from slideway.pipeline.output import distinct_folder_names
+from slideway.pipeline.profile import STANDARD
 from slideway.pipeline.read import read_slide
 from slideway.pipeline.result import SCHEMA, read_result
 from slideway.registry.card import ModelCard
@@ -52,6 +53,7 @@ class Outcome:
         result: Contents of result.json; None when it failed.
         folder: Output folder; None when it failed.
         error: Why it failed; None otherwise.
+        instead_of: What stood there and was read again because other settings were asked for, in words; else None.
     """
 
     path: Path
@@ -59,6 +61,7 @@ class Outcome:
     result: dict[str, Any] | None = None
     folder: Path | None = None
     error: SlidewayError | None = None
+    instead_of: str | None = None
 
 
 def find_slides(paths: Sequence[Path]) -> list[Path]:
@@ -123,19 +126,22 @@ def read_slides(
             if kept is not None:
                 yield Outcome(path, "kept", kept, out / names[path])
                 continue
+            replaced = None if again else _say_replaced(out / names[path], card, settings)
             reading = read_slide(path, out=out, name=names[path], encoder=str(card.folder), **settings)
         except (OutputError, DiskFullError, UntrustedEncoderError):
             raise
         except SlidewayError as error:
             yield Outcome(path, "failed", error=error)
             continue
-        yield Outcome(path, "read", reading.result, reading.folder)
+        yield Outcome(path, "read", reading.result, reading.folder, instead_of=replaced)
 
 
 def _find_answer(path: Path, folder: Path, card: ModelCard, settings: dict[str, Any]) -> dict[str, Any] | None:
     """The answer that already stands in `folder`, when it is about this very slide, encoder and resolution."""
     result = read_result(folder)
     if result is None or result["schema"] != SCHEMA or result["encoder"]["fingerprint"] != card.fingerprint:
+        return None
+    if _profile_of(result) != settings.get("profile", STANDARD):
         return None
     if not _same_resolution(result["slide"], settings) or not _has_files(folder, result, settings):
         return None
@@ -144,6 +150,22 @@ def _find_answer(path: Path, folder: Path, card: ModelCard, settings: dict[str, 
     except OSError as error:
         words = "permission denied" if error.errno == errno.EACCES else error.strerror
         raise SlideAccessError(f"{path.name}: cannot be read: {words}") from error
+
+
+def _say_replaced(folder: Path, card: ModelCard, settings: dict[str, Any]) -> str | None:
+    """What differs between the answer that stands in `folder` and the one asked for, where a person chose it."""
+    result = read_result(folder)
+    if result is None:
+        return None
+    if result["encoder"]["fingerprint"] != card.fingerprint:
+        return f"encoder {result['encoder']['id']}"
+    if _profile_of(result) != settings.get("profile", STANDARD):
+        return f"profile {_profile_of(result)}"
+    return None
+
+
+def _profile_of(result: dict[str, Any]) -> str:
+    return str(result.get("profile", {}).get("name", STANDARD))  # 1.0 knew no other
 
 
 def _same_resolution(slide: dict[str, Any], settings: dict[str, Any]) -> bool:

@@ -14,15 +14,27 @@ import numpy as np
 from numpy.typing import NDArray
 
 from slideway.bundles import BagWriter, export_bag, read_bag
-from slideway.core.errors import DiskFullError
-from slideway.core.tissue import TileGrid
+from slideway.core.bag import EmbeddingBag
+from slideway.core.errors import DiskFullError, WrongUseError
+from slideway.core.tissue import QualityGrade, TileGrid
 from slideway.encoders import Encoder, encode_tiles, load_encoder
-from slideway.heads import find_novelty, group_tiles
+from slideway.heads import find_novelty, group_tiles, select_tiles
 from slideway.pipeline.drawing import draw_reading
 from slideway.pipeline.machine import count_cores, cpu_seconds_of, free_disk_bytes
 from slideway.pipeline.output import OutputFolder, folder_name
+from slideway.pipeline.profile import (
+    LEAST_TISSUE,
+    PROFILES,
+    STANDARD,
+    THRIFTY,
+    ReadingPlan,
+    describe_plan,
+    plan_all,
+    plan_selection,
+)
 from slideway.pipeline.reading import SlideReading
 from slideway.pipeline.result import describe_reading, describe_slide, write_result
+from slideway.pipeline.screen import is_worth_screening, screen_slide
 from slideway.pipeline.survey import Survey, settle_resolution, survey_slide
 from slideway.registry.card import ModelCard
 from slideway.registry.store import DEFAULT_ENCODER, find_encoder
@@ -67,6 +79,7 @@ def read_slide(
     engine: str | None = None,
     threads: int | None = None,
     profiles: Sequence[ScannerProfile] | None = None,
+    profile: str = STANDARD,
     exports: Sequence[str] = (),
     name: str | None = None,
     progress: Progress | None = None,
@@ -82,6 +95,8 @@ def read_slide(
         engine: `onnxruntime` or `openvino`; None takes the one measured fastest here.
         threads: Cores to use; None takes all.
         profiles: Scanner profiles; None reads the user's configuration.
+        profile: How much is read: `standard` (every tile on tissue), `thrifty` (what a coarse look at the whole tissue
+            chooses, about a third) or `thorough` (rims and blurred tiles too); docs/profiles.md.
         exports: Any of `h5`, `h5ad`, `geojson`.
         name: Name of the output folder; None makes it from the file's name.
         progress: Who is told how far it is.
@@ -94,11 +109,14 @@ def read_slide(
         UnknownResolutionError: Nothing states the microns per pixel.
         UntrustedEncoderError: The encoder does not compute here what its card promises.
         OutputError: The output folder cannot be written; nothing half-written stays.
+        WrongUseError: There is no such profile.
     """
+    if profile not in PROFILES:
+        raise WrongUseError(f"there is no profile {profile!r}; profiles are {', '.join(PROFILES)}")
     return _Journey(
         path=Path(path),
         out=Path(out),
-        settings={"mpp": mpp, "estimate": estimate_mpp, "exports": tuple(exports), "name": name},
+        settings={"mpp": mpp, "estimate": estimate_mpp, "exports": tuple(exports), "name": name, "profile": profile},
         card=find_encoder(encoder),
         engine=engine,
         threads=threads or count_cores(),
@@ -133,10 +151,12 @@ class _Journey:
             with self._step("open"):
                 opened = self.opened = open_slide(self.path)
             with opened:
-                survey = self._survey(opened)
-                reading, encoder = self._encode(opened, survey, output, loading, hashing)
+                plan = self._plan(opened, self._survey(opened), hashing)
+                encoder = loading.result()
+                bag, focus, lost = self._encode(opened, plan, output.path, encoder, hashing)
+                reading = self._describe(plan, bag, focus, lost, output.path)
                 with self._step("draw"):
-                    drawn = draw_reading(opened, survey, reading, encoder, self.seconds)
+                    drawn = draw_reading(opened, plan.survey, reading, encoder, self.seconds)
             self._finish(output.path, reading, encoder, drawn, began)
             parts = {name: getattr(reading, name) for name in reading.__dataclass_fields__ if name != "bag"}
             del reading  # Windows cannot rename a folder while one of its files is mapped
@@ -153,68 +173,46 @@ class _Journey:
                 profiles=self.profiles,
             )
             edge = self.card.input
-            return survey_slide(opened, slide, tile_px=edge.tile_px, tile_mpp=edge.mpp)
+            least = LEAST_TISSUE[self.settings["profile"]]
+            return survey_slide(opened, slide, tile_px=edge.tile_px, tile_mpp=edge.mpp, min_tissue_share=least)
+
+    def _plan(self, opened: OpenedSlide, survey: Survey, hashing: Future[str]) -> ReadingPlan:
+        profile = self.settings["profile"]
+        if profile != THRIFTY or not is_worth_screening(survey.grid):
+            return plan_all(profile, survey)
+        with self._step("screen"):
+            screening = screen_slide(opened, survey)
+            selection = select_tiles(screening, seed=int(hashing.result(), 16))
+        return plan_selection(profile, survey, selection, screening.wide_tiles)
 
     def _encode(
-        self,
-        opened: OpenedSlide,
-        survey: Survey,
-        output: OutputFolder,
-        loading: Future[Encoder],
-        hashing: Future[str],
-    ) -> tuple[SlideReading, Encoder]:
-        encoder = loading.result()
-        self._require_space(survey.grid, encoder.width)
-        path = output.path / "bag.safetensors"
-        with self._step("encode"), BagWriter(path, survey.grid, encoder.width) as writer:
-            focus, lost = self._encode_into(writer, opened, survey, encoder)
-            sha256 = hashing.result()
-            writer.finish(encoder_id=self.card.id, fingerprint=self.card.fingerprint, slide_sha256=sha256)
-        bag = read_bag(path)
-        quality = grade_quality(
-            survey.mask,
-            slide_mpp=survey.slide.mpp,
-            tile_mpp=survey.grid.tile_mpp,
-            resolution_source=survey.slide.resolution.source,
-            thumbnail=survey.thumbnail,
-            focus=focus[~lost],
-        )
-        with self._step("heads"):
-            groups = group_tiles(bag)
-            novelty = find_novelty(bag)
-        blurred = survey.grid.select(is_blurred(focus) & ~lost)
-        n_bytes = sum(file.stat().st_size for file in files_of_slide(self.path))
-        slide_result = describe_slide(survey.slide, sha256, n_bytes)
-        result = describe_reading(
-            slide=slide_result, quality=quality, mask=survey.mask, bag=bag, groups=groups, novelty=novelty
-        )
-        result["grid"] |= {"blurred_tiles": len(blurred), "lost_tiles": int(lost.sum())}
-        reading = SlideReading(
-            slide=survey.slide,
-            slide_sha256=sha256,
-            quality=quality,
-            mask=survey.mask,
-            bag=bag,
-            blurred=blurred,
-            groups=groups,
-            novelty=novelty,
-            card=self.card,
-            folder=output.path,
-            result=result,
-        )
-        return reading, encoder
+        self, opened: OpenedSlide, plan: ReadingPlan, folder: Path, encoder: Encoder, hashing: Future[str]
+    ) -> tuple[EmbeddingBag, NDArray[np.float32], NDArray[np.bool_]]:
+        """Write the bag; returns it with the focus of every tile of the plan and which of them were lost."""
+        grid = plan.survey.grid
+        self._require_space(grid, encoder.width)
+        path = folder / "bag.safetensors"
+        with self._step("encode"), BagWriter(path, grid, encoder.width) as writer:
+            focus, lost = self._encode_into(writer, opened, plan, encoder)
+            writer.finish(
+                encoder_id=self.card.id,
+                fingerprint=self.card.fingerprint,
+                slide_sha256=hashing.result(),
+                sampling=plan.sampling,
+            )
+        return read_bag(path), focus, lost
 
     def _encode_into(
-        self, writer: BagWriter, opened: OpenedSlide, survey: Survey, encoder: Encoder
+        self, writer: BagWriter, opened: OpenedSlide, plan: ReadingPlan, encoder: Encoder
     ) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
-        grid = survey.grid
+        grid = plan.survey.grid
         focus = np.full(len(grid), np.nan, np.float32)
         lost = np.zeros(len(grid), bool)
-        stored_mpp = _stored_mpp(survey)
+        stored_mpp = _stored_mpp(plan.survey)
 
         def judge(tiles: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
             measured = measure_focus(tiles, mpp=grid.tile_mpp, stored_mpp=stored_mpp)
-            return measured, ~is_blurred(measured)
+            return measured, ~is_blurred(measured) | plan.keeps_blurred
 
         done = 0
         batches = opened.read_tiles(grid, batch=BATCH) if len(grid) else ()
@@ -225,6 +223,36 @@ class _Journey:
             done += len(encoded.indices) + len(encoded.lost)
             self.progress.on_tiles(done, len(grid))
         return focus, lost
+
+    def _describe(
+        self, plan: ReadingPlan, bag: EmbeddingBag, focus: NDArray[np.float32], lost: NDArray[np.bool_], folder: Path
+    ) -> SlideReading:
+        survey, is_out = plan.survey, is_blurred(focus) & ~lost
+        quality = _grade(plan, focus, lost)
+        with self._step("heads"):
+            groups = group_tiles(bag)
+            novelty = find_novelty(bag)
+        left_out = survey.grid.select(is_out & (not plan.keeps_blurred))
+        n_bytes = sum(file.stat().st_size for file in files_of_slide(self.path))
+        slide_result = describe_slide(survey.slide, bag.slide_sha256, n_bytes)
+        result = describe_reading(
+            slide=slide_result, quality=quality, mask=survey.mask, bag=bag, groups=groups, novelty=novelty
+        )
+        result["grid"] |= {"blurred_tiles": len(left_out), "lost_tiles": int(lost.sum())}
+        result["profile"] = describe_plan(plan, blurred_kept=int(is_out.sum()) - len(left_out))
+        return SlideReading(
+            slide=survey.slide,
+            slide_sha256=bag.slide_sha256,
+            quality=quality,
+            mask=survey.mask,
+            bag=bag,
+            blurred=left_out,
+            groups=groups,
+            novelty=novelty,
+            card=self.card,
+            folder=folder,
+            result=result,
+        )
 
     def _finish(
         self, folder: Path, reading: SlideReading, encoder: Encoder, drawn: dict[str, bytes], began: float
@@ -274,6 +302,21 @@ class _Journey:
         """CPU seconds of this process and its reader so far."""
         reader_s = cpu_seconds_of(self.opened.process_id) if self.opened is not None else 0.0
         return time.process_time() + reader_s
+
+
+def _grade(plan: ReadingPlan, focus: NDArray[np.float32], lost: NDArray[np.bool_]) -> QualityGrade:
+    """Grade the pixels; of a slide that was read in part, each tile counts for all it stands for."""
+    survey, judged = plan.survey, focus[~lost]
+    if plan.sampling is not None:
+        judged = np.repeat(judged, np.rint(plan.sampling.weight[~lost]).astype(np.int64))
+    return grade_quality(
+        survey.mask,
+        slide_mpp=survey.slide.mpp,
+        tile_mpp=survey.grid.tile_mpp,
+        resolution_source=survey.slide.resolution.source,
+        thumbnail=survey.thumbnail,
+        focus=judged,
+    )
 
 
 def _stored_mpp(survey: Survey) -> float:

@@ -44,7 +44,9 @@ class Survey:
         return self.mask.mpp
 
 
-def survey_slide(opened: OpenedSlide, slide: Slide, *, tile_px: int, tile_mpp: float) -> Survey:
+def survey_slide(
+    opened: OpenedSlide, slide: Slide, *, tile_px: int, tile_mpp: float, min_tissue_share: float = 0.15
+) -> Survey:
     """Find tissue on the thumbnail and lay the tile grid over it."""
     downsample = near_level(slide, max(1.0, THUMBNAIL_MPP / slide.mpp, thumbnail_floor(slide)))
     thumbnail = opened.read_thumbnail(downsample)
@@ -56,6 +58,7 @@ def survey_slide(opened: OpenedSlide, slide: Slide, *, tile_px: int, tile_mpp: f
         slide_mpp=slide.mpp,
         tile_px=tile_px,
         tile_mpp=tile_mpp,
+        min_tissue_share=min_tissue_share,
     )
     return Survey(slide, thumbnail, mask, grid)
 

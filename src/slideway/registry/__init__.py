@@ -1,6 +1,6 @@
 """Model cards and weights: find and verify."""
 
-from slideway.registry.card import ModelCard, fingerprint_card, read_card, verify_files
+from slideway.registry.card import ModelCard, fingerprint_card, read_card, verify_files, write_card
 from slideway.registry.store import DEFAULT_ENCODER, find_encoder, list_encoders, models_folder
 
 __all__ = [
@@ -12,4 +12,5 @@ __all__ = [
     "models_folder",
     "read_card",
     "verify_files",
+    "write_card",
 ]

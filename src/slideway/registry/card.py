@@ -1,212 +1,63 @@
-"""What a model is, what it may be used for and how its files are recognised: the card beside its weights."""
+"""The card beside a model's weights: read strictly, written all at once."""
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
+import os
 import re
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
+import tomli_w
 
 from slideway.core.errors import UntrustedEncoderError
+from slideway.registry.records import (
+    CARD_FILE,
+    PERMISSIONS,
+    STATES,
+    CardEquivalence,
+    CardGolden,
+    CardInput,
+    CardLicence,
+    CardOrigin,
+    CardOutput,
+    CardTraining,
+    CardUse,
+    CardWeights,
+    EquivalenceMachine,
+    ModelCard,
+    fingerprint_card,
+)
+from slideway.registry.verify import verify_files
 
-CARD_FILE = "card.toml"
+__all__ = [
+    "CARD_FILE",
+    "PERMISSIONS",
+    "STATES",
+    "CardEquivalence",
+    "CardGolden",
+    "CardInput",
+    "CardLicence",
+    "CardOrigin",
+    "CardOutput",
+    "CardTraining",
+    "CardUse",
+    "CardWeights",
+    "EquivalenceMachine",
+    "ModelCard",
+    "change_card",
+    "fingerprint_card",
+    "read_card",
+    "verify_files",
+    "write_card",
+]
+
+SCHEMA = "1.1"
 SCHEMA_MAJOR = 1
-STATES = ("active", "candidate", "retired")
-
-
-@dataclass(frozen=True)
-class CardInput:
-    """What the model expects of a tile.
-
-    Attributes:
-        tile_px: Edge of a tile in pixels.
-        mpp: Microns per pixel of a tile.
-        colour: What the three channels are, in words.
-        mean: Mean of each channel that is subtracted, for pixels in [0, 1].
-        std: What each channel is divided by afterwards.
-        resize: How a finer level is brought to `mpp`: `area`, `bilinear` or `bicubic`.
-    """
-
-    tile_px: int
-    mpp: float
-    colour: str
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
-    resize: str
-
-
-@dataclass(frozen=True)
-class CardOutput:
-    """What the model gives for a tile.
-
-    Attributes:
-        width: Length of the vector.
-        pooling: How a tile's activations become one vector, in words.
-        dtype: Number type of the vector.
-    """
-
-    width: int
-    pooling: str
-    dtype: str
-
-
-@dataclass(frozen=True)
-class CardWeights:
-    """The file of weights.
-
-    Attributes:
-        file: Its name, in the card's folder.
-        sha256: Its hash.
-        bytes: Its size.
-        precision: Number type of the computation; another precision is another encoder.
-        parameters: How many numbers were learnt.
-        data_sha256: Hash of `<file>.data`, for models that keep their tensors in a second file; else empty.
-    """
-
-    file: str
-    sha256: str
-    bytes: int
-    precision: str
-    parameters: int
-    data_sha256: str = ""
-
-
-@dataclass(frozen=True)
-class CardGolden:
-    """Golden tiles with the vectors they must give, and how near is near enough.
-
-    Attributes:
-        file: Name of the safetensors file: `tiles` (n, tile_px, tile_px, 3) uint8, `vectors` (n, width) float32.
-        sha256: Its hash.
-        min_cosine: Lowest cosine between expected and computed vector.
-        max_abs_difference: Largest difference of any number in any vector.
-    """
-
-    file: str
-    sha256: str
-    min_cosine: float
-    max_abs_difference: float
-
-
-@dataclass(frozen=True)
-class CardLicence:
-    """What the licence permits.
-
-    Attributes:
-        id: SPDX identifier.
-        file: Name of the licence text, in the card's folder.
-        note: What it permits and who is credited, in words.
-    """
-
-    id: str
-    file: str
-    note: str
-
-
-@dataclass(frozen=True)
-class CardUse:
-    """What the model is for, in words.
-
-    Attributes:
-        intended: What it is for.
-        not_intended: What it must not be used for.
-    """
-
-    intended: str
-    not_intended: str
-
-
-@dataclass(frozen=True)
-class CardTraining:
-    """Where the model's knowledge comes from, in words.
-
-    Attributes:
-        data: What it was trained on.
-        note: By whom, and what was changed since.
-    """
-
-    data: str
-    note: str
-
-
-@dataclass(frozen=True)
-class ModelCard:
-    """A model as its card describes it; nothing of it is believed before `verify_files`.
-
-    Attributes:
-        folder: Where card, weights, golden tiles and licence lie.
-        id: Stable short name.
-        title: Name for a person.
-        version: Version of this packaging.
-        state: `active`, `candidate` or `retired`.
-        input: What it expects of a tile.
-        output: What it gives for a tile.
-        weights: The file of weights.
-        golden: Golden tiles.
-        licence: What the licence permits.
-        use: What it is for.
-        training: Where its knowledge comes from.
-        limits: Plain sentences about what it cannot do.
-        metrics: What was measured, with the command that measured it.
-    """
-
-    folder: Path
-    id: str
-    title: str
-    version: str
-    state: str
-    input: CardInput
-    output: CardOutput
-    weights: CardWeights
-    golden: CardGolden
-    licence: CardLicence
-    use: CardUse
-    training: CardTraining
-    limits: tuple[str, ...]
-    metrics: Mapping[str, Any]
-
-    @property
-    def weights_path(self) -> Path:
-        """File of weights."""
-        return self.folder / self.weights.file
-
-    @property
-    def golden_path(self) -> Path:
-        """File of golden tiles."""
-        return self.folder / self.golden.file
-
-    @property
-    def fingerprint(self) -> str:
-        """See `fingerprint_card`."""
-        return fingerprint_card(self)
-
-
-def fingerprint_card(card: ModelCard) -> str:
-    """Sha256 in hex of everything that decides what the numbers of an embedding mean.
-
-    The engine is not part of it (golden tiles prove that engines agree), nor are words, limits and licence.
-    """
-    weights = card.weights
-    facts = {
-        "weights": f"{weights.sha256}+{weights.data_sha256}" if weights.data_sha256 else weights.sha256,
-        "tile_px": card.input.tile_px,
-        "mpp": card.input.mpp,
-        "mean": list(card.input.mean),
-        "std": list(card.input.std),
-        "resize": card.input.resize,
-        "pooling": card.output.pooling,
-        "precision": weights.precision,
-        "width": card.output.width,
-    }
-    canonical = json.dumps(facts, sort_keys=True, separators=(",", ":"), allow_nan=False)
-    return hashlib.sha256(canonical.encode()).hexdigest()
+_MAX_CARD_BYTES = 1_000_000
 
 
 def read_card(folder: Path) -> ModelCard:
@@ -215,33 +66,98 @@ def read_card(folder: Path) -> ModelCard:
     Raises:
         UntrustedEncoderError: No card is there, it is of a newer major version, or an entry is missing or impossible.
     """
+    content = _load(folder)
+    _require_known_schema(folder, content)
+    return _build_card(folder, content)
+
+
+def _load(folder: Path) -> dict[str, Any]:
     try:
-        content = tomllib.loads((folder / CARD_FILE).read_text(encoding="utf-8"))
+        with (folder / CARD_FILE).open("rb") as file:
+            content = file.read(_MAX_CARD_BYTES + 1)
+        if len(content) > _MAX_CARD_BYTES:
+            raise ValueError(f"over {_MAX_CARD_BYTES // 1_000_000} MB")
+        return tomllib.loads(content.decode("utf-8"))
     except OSError as error:
         raise UntrustedEncoderError(
             f"{folder.name}: no readable {CARD_FILE} in this folder ({type(error).__name__}); "
             "a model is a folder with card.toml, weights and golden tiles"
         ) from error
-    except ValueError as error:  # not UTF-8, or not TOML
+    except (ValueError, RecursionError) as error:  # not UTF-8, not TOML, or nested without end
         raise UntrustedEncoderError(
             f"{folder.name}: {CARD_FILE} is not valid TOML ({error}); mend or replace it"
         ) from error
-    _require_known_schema(folder, content)
-    return _build_card(folder, content)
 
 
-def verify_files(card: ModelCard) -> None:
-    """Hash weights and golden tiles, and see that the golden tiles were made for this very card.
+def write_card(card: ModelCard) -> None:
+    """Write `card.folder/card.toml`, all or nothing; `read_card` gives the same card back.
 
     Raises:
-        UntrustedEncoderError: A file is missing, changed, or belongs to another card.
+        ValueError: The card holds something that a card file cannot: an impossible entry, `None` or a number that is
+            not finite among the metrics.
+        OSError: The folder cannot be written.
     """
-    _require_hash(card, card.weights_path, card.weights.sha256)
-    second_file = card.weights_path.with_name(card.weights.file + ".data")
-    if card.weights.data_sha256 or second_file.exists():
-        _require_hash(card, second_file, card.weights.data_sha256)
-    _require_hash(card, card.golden_path, card.golden.sha256)
-    _require_golden_fits(card)
+    try:
+        text = tomli_w.dumps(_as_toml(card), multiline_strings=False)
+        is_kept = _build_card(card.folder, tomllib.loads(text)) == card
+    except (TypeError, UntrustedEncoderError) as error:
+        raise ValueError(f"{card.id}: this card cannot be written ({error})") from error
+    if not is_kept:
+        raise ValueError(f"{card.id}: this card would not be read back as it is (tuples or numbers in its metrics?)")
+    _write_text(card.folder / CARD_FILE, text)
+
+
+def change_card(folder: Path, *, state: str | None = None, model_id: str | None = None) -> ModelCard:
+    """Change state or id on the card in a folder, and nothing else of its entries; returns the new card.
+
+    Neither is part of the fingerprint. Entries that a newer Slideway wrote are kept.
+
+    Raises:
+        UntrustedEncoderError: The card cannot be read.
+        ValueError: No card can hold that.
+        OSError: The folder cannot be written.
+    """
+    read_card(folder)  # refuses before anything is touched
+    content = _load(folder)
+    content |= {key: value for key, value in (("state", state), ("id", model_id)) if value is not None}
+    try:
+        card = _build_card(folder, content)
+    except UntrustedEncoderError as error:
+        raise ValueError(str(error)) from error
+    _write_text(folder / CARD_FILE, tomli_w.dumps(content))
+    return card
+
+
+def _write_text(path: Path, text: str) -> None:
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        with part.open("w", encoding="utf-8", newline="\n") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def _as_toml(card: ModelCard) -> dict[str, Any]:
+    content: dict[str, Any] = {"schema": SCHEMA}
+    content |= {key: getattr(card, key) for key in ("id", "title", "version", "state")}
+    for section in ("input", "output", "weights", "golden", "licence", "use", "training"):
+        content[section] = _without_empty(asdict(getattr(card, section)))
+    if card.origin is not None:
+        content["origin"] = _without_empty(asdict(card.origin))
+    if card.equivalence is not None:
+        rows = [_without_empty(asdict(row)) for row in card.equivalence.machines]
+        content["equivalence"] = {**asdict(card.equivalence), "machines": rows}
+    content["limits"] = {"plain": list(card.limits)}
+    content["metrics"] = dict(card.metrics)
+    return content
+
+
+def _without_empty(entries: dict[str, Any]) -> dict[str, Any]:
+    """Leave out what was not said: entries that are None, an empty text or an empty tuple."""
+    return {key: value for key, value in entries.items() if value is not None and value not in ("", ())}
 
 
 def _require_known_schema(folder: Path, content: Mapping[str, Any]) -> None:
@@ -260,7 +176,7 @@ def _build_card(folder: Path, content: Mapping[str, Any]) -> ModelCard:
     out, weights = _Table(folder, "output", content.get("output")), _Table(folder, "weights", content.get("weights"))
     golden, licence = _Table(folder, "golden", content.get("golden")), _Table(folder, "licence", content.get("licence"))
     use, training = _Table(folder, "use", content.get("use")), _Table(folder, "training", content.get("training"))
-    return ModelCard(
+    card = ModelCard(
         folder=folder,
         id=top.text("id", pattern=r"[a-z0-9][a-z0-9._-]{0,63}"),
         title=top.text("title"),
@@ -289,11 +205,55 @@ def _build_card(folder: Path, content: Mapping[str, Any]) -> ModelCard:
             min_cosine=golden.number("min_cosine"),
             max_abs_difference=golden.number("max_abs_difference"),
         ),
-        licence=CardLicence(licence.text("id"), licence.file_name("file"), licence.text("note")),
+        licence=CardLicence(
+            licence.text("id"), licence.file_name("file"), licence.text("note"), licence.permissions("permits")
+        ),
         use=CardUse(use.text("intended"), use.text("not_intended")),
         training=CardTraining(training.text("data"), training.text("note")),
         limits=_Table(folder, "limits", content.get("limits")).sentences("plain"),
         metrics=_Table(folder, "metrics", content.get("metrics")).entries,
+        origin=_build_origin(folder, content["origin"]) if "origin" in content else None,
+        equivalence=_build_equivalence(folder, content["equivalence"]) if "equivalence" in content else None,
+    )
+    _require_different_files(card)
+    return card
+
+
+def _require_different_files(card: ModelCard) -> None:
+    names = [name.casefold() for name in (*card.file_names, f"{card.weights.file}.data")]
+    if len(set(names)) < len(card.file_names) + (not card.weights.data_sha256):
+        raise UntrustedEncoderError(
+            f"{card.folder.name}: {CARD_FILE} gives one file name to two things; "
+            "card, weights, golden tiles and licence are files of their own"
+        )
+
+
+def _build_origin(folder: Path, entries: object) -> CardOrigin:
+    table = _Table(folder, "origin", entries)
+    source = table.text("source", pattern=r"(?!.*\.\.)\w[^\\:\n]*")
+    return CardOrigin(table.text("slot"), source, table.optional_text("revision"))
+
+
+def _build_equivalence(folder: Path, entries: object) -> CardEquivalence:
+    table = _Table(folder, "equivalence", entries)
+    rows = table.entries.get("machines", [])
+    if not isinstance(rows, list):
+        raise table.refuse("machines", "a list of tables")
+    machines = tuple(_build_machine(_Table(folder, "equivalence.machines", row)) for row in rows)
+    return CardEquivalence(table.text("of", pattern="[0-9a-f]{64}"), table.text("form"), table.text("gate"), machines)
+
+
+def _build_machine(row: _Table) -> EquivalenceMachine:
+    return EquivalenceMachine(
+        isa=row.text("isa"),
+        cosine_median=row.measured("cosine_median"),
+        cosine_min=row.measured("cosine_min"),
+        speedup=row.number("speedup"),
+        tiles_per_s=row.number("tiles_per_s"),
+        passed=row.truth("passed"),
+        command=row.text("command"),
+        neighbour_agreement=row.measured("neighbour_agreement") if "neighbour_agreement" in row.entries else None,
+        probe_loss=row.measured("probe_loss") if "probe_loss" in row.entries else None,
     )
 
 
@@ -316,9 +276,30 @@ class _Table:
             raise self.refuse(key, "a text" if "S" in pattern else f"a text of the form {pattern}")
         return value
 
+    def optional_text(self, key: str) -> str:
+        return self.text(key) if key in self.entries else ""
+
     def file_name(self, key: str) -> str:
-        # A name and no path: a card must not point at files outside its folder.
-        return self.text(key, pattern=r"[A-Za-z0-9_][A-Za-z0-9._-]*")
+        # A name and no path: a card must not point at files outside its folder. A package holds names up to 100 bytes.
+        return self.text(key, pattern=r"[A-Za-z0-9_][A-Za-z0-9._-]{0,94}")
+
+    def permissions(self, key: str) -> tuple[str, ...]:
+        value = self.entries.get(key, [])
+        if not isinstance(value, list) or not all(isinstance(v, str) and v in PERMISSIONS for v in value):
+            raise self.refuse(key, f"a list of any of {', '.join(PERMISSIONS)}")
+        return tuple(value)
+
+    def truth(self, key: str) -> bool:
+        value = self.entries.get(key)
+        if not isinstance(value, bool):
+            raise self.refuse(key, "true or false")
+        return value
+
+    def measured(self, key: str) -> float:
+        value = self.entries.get(key)
+        if isinstance(value, bool) or not isinstance(value, int | float) or not -1.0 <= value <= 1.0:
+            raise self.refuse(key, "a number between -1 and 1")
+        return float(value)
 
     def count(self, key: str) -> int:
         value = self.entries.get(key)
@@ -346,40 +327,3 @@ class _Table:
         if not isinstance(value, list) or not value or not all(isinstance(v, str) and v.strip() for v in value):
             raise self.refuse(key, "a list of sentences: every model has limits")
         return tuple(value)
-
-
-def _require_hash(card: ModelCard, path: Path, sha256: str) -> None:
-    try:
-        with path.open("rb") as file:
-            found = hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise UntrustedEncoderError(
-            f"{card.id}: {path.name} cannot be read ({type(error).__name__}); install the encoder again"
-        ) from error
-    if found != sha256:
-        raise UntrustedEncoderError(
-            f"{card.id}: {path.name} is not the file its card names (sha256 {found[:12]} instead of "
-            f"{sha256[:12] or 'none'}); it was changed or damaged: install the encoder again"
-        )
-
-
-def _require_golden_fits(card: ModelCard) -> None:
-    edge, width = card.input.tile_px, card.output.width
-    try:
-        with safe_open(card.golden_path, "numpy") as golden:
-            made_for = (golden.metadata() or {}).get("fingerprint")
-            tiles, vectors = golden.get_slice("tiles"), golden.get_slice("vectors")
-            shapes = (tuple(tiles.get_shape()), tuple(vectors.get_shape()))
-    except SafetensorError as error:
-        raise UntrustedEncoderError(f"{card.id}: {card.golden.file} holds no golden tiles ({error})") from error
-    n = shapes[0][0] if shapes[0] else 0
-    if n == 0 or shapes != ((n, edge, edge, 3), (n, width)):
-        raise UntrustedEncoderError(
-            f"{card.id}: golden tiles of shape {shapes[0]} with vectors of shape {shapes[1]} do not fit the card "
-            f"(tile_px {edge}, width {width}); card and files do not belong together"
-        )
-    if made_for is not None and made_for != card.fingerprint:
-        raise UntrustedEncoderError(
-            f"{card.id}: the golden tiles were made for fingerprint {made_for[:12]}, the card gives "
-            f"{card.fingerprint[:12]}; the card's input, pooling or precision was changed: install the encoder again"
-        )

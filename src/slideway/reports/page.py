@@ -92,30 +92,28 @@ def render_report(content: ReportContent) -> str:
 
 
 @lru_cache(maxsize=1)
-def _templates() -> Environment:
-    templates = Environment(
+def templates() -> Environment:
+    """The pages' templates; every text they are given is escaped."""
+    environment = Environment(
         loader=PackageLoader("slideway.reports", "templates"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    templates.filters |= {
+    environment.filters |= {
         "share": share_text,
         "size": size_text,
         "seconds": seconds_text,
         "hex": hex_of,
         "digits": digits_text,
     }
-    return templates
+    return environment
 
 
 def _render(content: ReportContent, panels: tuple[Panel, ...], quality: int) -> str:
-    # Only hexadecimal digits may reach the style sheet, which no escaping protects.
-    short_id = re.sub(r"[^0-9a-f]", "", content.slide_sha256.lower())[:12]
-    style = _templates().get_template("report.css.j2").render(short_id=short_id)
-    style_hash = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
-    template = _templates().get_template("report.html.j2")
+    short_id, style, style_hash = render_style(content.slide_sha256)
+    template = templates().get_template("report.html.j2")
     page = template.render(
         content=content,
         style=style,
@@ -130,10 +128,18 @@ def _render(content: ReportContent, panels: tuple[Panel, ...], quality: int) -> 
         novel_tiles=[_tile_figure(t, f"novel-{i}", quality) for i, t in enumerate(content.novel_tiles[:_NOVEL_TILES])],
         focus=_focus_facts(content.focus, content.maps.excluded),
     )
-    return _clean(page)
+    return clean(page)
 
 
-def _clean(page: str) -> str:
+def render_style(slide_sha256: str) -> tuple[str, str, str]:
+    """Short identity of a slide, the style sheet that prints it, and its hash for the content security policy."""
+    # Only hexadecimal digits may reach the style sheet, which no escaping protects.
+    short_id = re.sub(r"[^0-9a-f]", "", slide_sha256.lower())[:12]
+    style = templates().get_template("report.css.j2").render(short_id=short_id)
+    return short_id, style, base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
+
+
+def clean(page: str) -> str:
     """Replace what HTML in UTF-8 cannot hold: a file name may carry control signs and broken bytes."""
     whole = page.encode("utf-8", "replace").decode()
     return re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ufffe\uffff]", "\ufffd", whole)
@@ -172,7 +178,7 @@ def _panel_figure(panel: Panel, is_estimated: bool, quality: int) -> _Figure:
     sheet.paste(picture, (0, 0))
     sheet.paste(bar, (8, picture.height + 4))
     anchor = "map-" + re.sub(r"[^a-z]+", "-", panel.name.lower())
-    uri = _jpeg_uri(np.asarray(sheet), quality)
+    uri = jpeg_uri(np.asarray(sheet), quality)
     return _Figure(anchor, uri, sheet.width, sheet.height, panel.description, panel.name, legend=panel.legend)
 
 
@@ -200,10 +206,11 @@ def _tile_figure(tile: ShownTile, anchor: str, quality: int) -> _Figure:
     place = f"tile {tile.index}, at x {tile.x_level0_px}, y {tile.y_level0_px} px of level 0"
     novelty = "" if tile.novelty_percentile is None else f"novelty {percentile_text(tile.novelty_percentile)}"
     alt = ", ".join(part for part in (place.capitalize(), novelty) if part)
-    return _Figure(anchor, _jpeg_uri(np.asarray(image), quality), image.width, image.height, alt, novelty, place)
+    return _Figure(anchor, jpeg_uri(np.asarray(image), quality), image.width, image.height, alt, novelty, place)
 
 
-def _jpeg_uri(picture: NDArray[np.uint8], quality: int) -> str:
+def jpeg_uri(picture: NDArray[np.uint8], quality: int) -> str:
+    """A picture as a page holds it."""
     # 4:4:4: halved colour would smear hatching and the borders of tiles. Not optimize=True: Pillow guesses the size of
     # its buffer then, and fails on pictures that hold more detail than it guessed.
     buffer = io.BytesIO()

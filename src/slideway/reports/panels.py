@@ -275,7 +275,7 @@ def _novelty_panel(maps: SlideMaps, novelty: Novelty, ghost: Picture, frame: _Fr
     left_out = _mark_excluded(picture, maps, frame)
     # A single tile may be two pixels wide here: its border makes it seen.
     _outline(picture, cells == len(NOVELTY_BANDS) - 1, MOST_NOVEL_COLOUR, line_px=2, halo_px=1)
-    shares = _shares(band, NOVELTY_BANDS)
+    shares = _shares(band, NOVELTY_BANDS, maps.groups.weight)
     description = (
         f"Novelty map: {share_text(novelty.novel_share)} of {len(maps.grid)} tiles are above the 99th percentile "
         f"of the reference set {novelty.reference}."
@@ -290,9 +290,11 @@ def _bands(values: NDArray[np.float64], bands: Sequence[Band], *, side: Literal[
     return np.where(np.isfinite(values), np.maximum(index, 0), -1).astype(np.int64)
 
 
-def _shares(band: NDArray[np.int64], bands: Sequence[Band]) -> list[float]:
+def _shares(band: NDArray[np.int64], bands: Sequence[Band], weight: NDArray[np.float32] | None = None) -> list[float]:
     """Share of the values in each band; what is no number counts among all, in none."""
-    return [float((band == i).mean()) if len(band) else 0.0 for i in range(len(bands))]
+    if not len(band):
+        return [0.0] * len(bands)
+    return [float(np.average(band == i, weights=weight)) for i in range(len(bands))]
 
 
 def _colours(bands: Sequence[Band]) -> list[Colour]:

@@ -1,5 +1,7 @@
-"""What of a slide is worth reading: tissue mask, tile grid, focus, quality grade, estimated resolution."""
+"""What of a slide is worth reading: tissue mask, tile grid, coarse looks, focus, quality grade, resolution."""
 
+from slideway.tissue.absorbance import measure_absorbance
+from slideway.tissue.coarse import CELLULARITY, LOOKS, describe_parts
 from slideway.tissue.focus import BLURRED_BELOW, is_blurred, measure_focus
 from slideway.tissue.grade import grade_quality
 from slideway.tissue.grid import lay_grid
@@ -8,11 +10,15 @@ from slideway.tissue.resolution import MppEstimate, estimate_mpp
 
 __all__ = [
     "BLURRED_BELOW",
+    "CELLULARITY",
+    "LOOKS",
     "MppEstimate",
+    "describe_parts",
     "estimate_mpp",
     "find_tissue",
     "grade_quality",
     "is_blurred",
     "lay_grid",
+    "measure_absorbance",
     "measure_focus",
 ]

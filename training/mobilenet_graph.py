@@ -1,8 +1,9 @@
-"""Write the packaged encoder: torchvision's ImageNet MobileNetV2, batch-norm folded, several stages pooled.
+"""MobileNetV2 as an ONNX graph, batch-norm folded, several stages pooled.
 
 The graph is laid by hand, operator by operator, so that nothing depends on a tracer's version:
-the same checkpoint always gives the same nodes, in operators of the ONNX standard only.
-`--probe` writes the same network with the pool of every block as one output each (for choosing the stages).
+the same tensors always give the same nodes, in operators of the ONNX standard only.
+As a program it writes the network with the pool of every block as one output each, for choosing the stages
+(bench/heads/probe_stages.py): python training/mobilenet_graph.py mobilenet_v2-b0353104.pth FOLDER
 """
 
 from __future__ import annotations
@@ -15,13 +16,9 @@ from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime as ort
 from atlas import read_atlas
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
-from safetensors.numpy import load_file, save
-
-from slideway.registry.card import read_card
 
 OPSET = 21
 IR_VERSION = 10
@@ -34,7 +31,6 @@ BLOCKS = ((1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3,
 
 # Three linear bottlenecks, at 16, 16 and 32 px stride; chosen with bench/heads/probe_stages.py
 POOLED_STAGES = {"block7": 64, "block14": 160, "block17": 320}
-STATISTICS_FILE = Path(__file__).parent / "mobilenet_statistics.safetensors"
 GOLDEN_SLIDES = (
     "giardia__HE",
     "BS3__HE",
@@ -45,14 +41,6 @@ GOLDEN_SLIDES = (
 GOLDEN_TILE = 40
 
 Array = NDArray[Any]
-
-
-@dataclass(frozen=True)
-class Statistics:
-    """Mean and standard deviation of each channel over real tissue, (width,) float32."""
-
-    mean: Array
-    std: Array
 
 
 @dataclass
@@ -157,7 +145,7 @@ def build_model(graph: Graph, outputs: dict[str, int | str]) -> onnx.ModelProto:
     """Wrap the nodes as a checked model with one uint8 input and float32 outputs of the given widths."""
     tiles = helper.make_tensor_value_info("tiles", TensorProto.UINT8, ["n", TILE_PX, TILE_PX, 3])
     results = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", width]) for name, width in outputs.items()]
-    body = helper.make_graph(graph.nodes, "mobilenetv2-imagenet", [tiles], results, initializer=graph.constants)
+    body = helper.make_graph(graph.nodes, "mobilenetv2", [tiles], results, initializer=graph.constants)
     model = helper.make_model(
         body, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION, producer_name="slideway"
     )
@@ -173,32 +161,12 @@ def build_probe(state: dict[str, Array]) -> onnx.ModelProto:
     return build_model(graph, {name: f"{key}_width" for key, name in pools.items()})
 
 
-def build_encoder(state: dict[str, Array], statistics: Statistics | None) -> onnx.ModelProto:
-    """Model with one output, `vectors`: the chosen stages' pools side by side, standardised when figures are given."""
+def build_encoder(state: dict[str, Array]) -> onnx.ModelProto:
+    """Model with one output, `vectors`: the chosen stages' pools side by side, as they are."""
     graph = Graph()
     stages = lay_network(graph, state, last_block=17, with_top=False)
-    pools = list(lay_pools(graph, stages, list(POOLED_STAGES)).values())
-    width = sum(POOLED_STAGES.values())
-    if statistics is None:
-        graph.add("Concat", pools, "vectors", axis=1)
-        return build_model(graph, {"vectors": width})
-    joined = graph.add("Concat", pools, "pools", axis=1)
-    centred = graph.add("Sub", [joined, graph.constant("channel_mean", statistics.mean)], "pools.centred")
-    graph.add("Mul", [centred, graph.constant("channel_gain", 1 / statistics.std)], "vectors")
-    return build_model(graph, {"vectors": width})
-
-
-def encode(model: onnx.ModelProto, tiles: Array) -> Array:
-    """Vectors of tiles, eight at a time, on the CPU."""
-    session = ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
-    return np.concatenate([session.run(None, {"tiles": tiles[i : i + 8]})[0] for i in range(0, len(tiles), 8)])
-
-
-def measure_statistics(state: dict[str, Array], atlas: Path) -> Statistics:
-    """Mean and standard deviation of every channel's pool over all tissue tiles of the atlas set."""
-    model = build_encoder(state, None)
-    pools = np.concatenate([encode(model, slide.tiles) for slide in read_atlas(atlas)]).astype(np.float64)
-    return Statistics(pools.mean(0).astype(np.float32), pools.std(0).astype(np.float32))
+    graph.add("Concat", list(lay_pools(graph, stages, list(POOLED_STAGES)).values()), "vectors", axis=1)
+    return build_model(graph, {"vectors": sum(POOLED_STAGES.values())})
 
 
 def choose_golden_tiles(atlas: Path) -> Array:
@@ -207,28 +175,6 @@ def choose_golden_tiles(atlas: Path) -> Array:
     made = [np.full((TILE_PX, TILE_PX, 3), level, np.uint8) for level in (243, 0)]
     noise = np.random.default_rng(20).integers(0, 256, (TILE_PX, TILE_PX, 3), np.uint8)
     return np.stack([*(tissue[name] for name in GOLDEN_SLIDES), *made, noise])
-
-
-def write_encoder(checkpoint: Path, folder: Path, atlas: Path | None) -> None:
-    """Write weights and golden tiles, and put their hashes into the card."""
-    state = load_checkpoint(checkpoint)
-    if atlas is not None:
-        statistics, tiles = measure_statistics(state, atlas), choose_golden_tiles(atlas)
-        STATISTICS_FILE.write_bytes(save({"mean": statistics.mean, "std": statistics.std}))
-    else:
-        statistics = Statistics(**load_file(STATISTICS_FILE))
-        tiles = load_file(folder / "golden.safetensors")["tiles"]
-    model = build_encoder(state, statistics)
-    folder.mkdir(parents=True, exist_ok=True)
-    parameters = sum(int(np.prod(c.dims)) for c in model.graph.initializer if c.name.startswith("features"))
-    weights = model.SerializeToString(deterministic=True)
-    (folder / "weights.onnx").write_bytes(weights)
-    stamp_card(folder, "[weights]", sha256=hash_bytes(weights), bytes=len(weights), parameters=parameters)
-    # The golden tiles carry the fingerprint they were made for: a card whose input was changed no longer fits them.
-    tensors = {"tiles": tiles, "vectors": encode(model, tiles)}
-    golden = save(tensors, metadata={"fingerprint": read_card(folder).fingerprint})
-    (folder / "golden.safetensors").write_bytes(golden)
-    stamp_card(folder, "[golden]", sha256=hash_bytes(golden))
 
 
 def hash_bytes(content: bytes) -> str:
@@ -246,16 +192,11 @@ def stamp_card(folder: Path, stamped_section: str, **stamps: object) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkpoint", type=Path, help="mobilenet_v2-b0353104.pth")
-    parser.add_argument("folder", type=Path, help="where card.toml is; weights and golden tiles are written beside it")
-    parser.add_argument("--atlas", type=Path, help="measure channel statistics and choose golden tiles anew from here")
-    parser.add_argument("--probe", action="store_true", help="write probe.onnx instead: every stage's pool")
+    parser.add_argument("folder", type=Path, help="where probe.onnx is written")
     options = parser.parse_args()
-    if options.probe:
-        onnx.save(build_probe(load_checkpoint(options.checkpoint)), options.folder / "probe.onnx")
-    else:
-        write_encoder(options.checkpoint, options.folder, options.atlas)
+    onnx.save(build_probe(load_checkpoint(options.checkpoint)), options.folder / "probe.onnx")
 
 
 if __name__ == "__main__":
