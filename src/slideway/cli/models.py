@@ -291,6 +291,8 @@ def _measured(entries: Iterable[tuple[str, Any]], indent: str) -> list[str]:
         if isinstance(value, list) and all(isinstance(row, dict) for row in value):
             lines.append(f"{indent}{name}")
             lines += [f"{indent}  " + ", ".join(f"{k} {v}" for k, v in row.items()) for row in value]
+        elif isinstance(value, dict) and value.keys() == {"value", "low", "high"}:
+            lines.append(f"{indent}{name}: {value['value']} ({value['low']} to {value['high']})")
         elif isinstance(value, dict):
             lines += [f"{indent}{name}", *_measured(value.items(), indent + "  ")]
         else:
