@@ -89,16 +89,20 @@ class Similarity:
 
 
 def choose_regions(bag: EmbeddingBag, groups: TissueGroups, novelty: Novelty | None) -> tuple[QueryRegion, ...]:
-    """Choose what to ask for: tiles that show the groups, more of them for a large group, and up to two novel tiles."""
+    """Choose what to ask for: tiles that show the groups, more of them for a large group, and up to two novel tiles.
+
+    Tiles inside the tissue are asked first; a group that lies only at the rim is asked once: glass is like glass.
+    """
+    is_inside = _lies_inside(bag)
     regions = [
         QueryRegion(tile, group, share)
         for group, (tiles, share) in enumerate(zip(groups.representatives, groups.shares, strict=True))
-        for tile in tiles[: max(1, round(share * _SHOWN_TILES))]
+        for tile in ([t for t in tiles if is_inside[t]] or tiles[:1])[: max(1, round(share * _SHOWN_TILES))]
     ]
     if novelty is None:
         return tuple(regions)
     order = np.argsort(-novelty.percentile, kind="stable")
-    wanted = (novelty.percentile > NOVEL_PERCENTILE) & _lies_inside(bag)
+    wanted = (novelty.percentile > NOVEL_PERCENTILE) & is_inside
     wanted[[region.tile for region in regions]] = False
     novel = order[wanted[order]][:NOVEL_REGIONS]
     return (*regions, *(QueryRegion(int(tile), None, 0.0) for tile in novel))
