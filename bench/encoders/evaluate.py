@@ -190,6 +190,16 @@ def measure(vectors: dict[str, NDArray[np.float32]], atlas: Atlas, labelled: dic
     return figures
 
 
+def measure_held_out(clean: NDArray[np.float32], atlas: Atlas, fold: int, folds: int) -> dict[str, Any]:
+    """Organ retrieval of one fold's cases only: for a run that was trained without them (`--leave-out`)."""
+    cases = sorted(set(atlas.case.tolist()))
+    held = np.isin(atlas.case, [case for i, case in enumerate(cases) if i % folds == fold])
+    scale, _ = choose_scale(clean, atlas)
+    everything = scale(clean)
+    searched = (everything, atlas.organ, atlas.case)
+    return dict(retrieve(everything[held], atlas.organ[held], atlas.case[held], searched=searched))
+
+
 def split_by_organ(clean: NDArray[np.float32], atlas: Atlas) -> list[dict[str, Any]]:
     """Organ retrieval of each organ that two cases share; too few cases for an interval."""
     rows = []
@@ -306,6 +316,7 @@ def main() -> None:
     parser.add_argument("--onnx", action="append", default=[], metavar="NAME=FILE", help="a bare ONNX file")
     parser.add_argument("--cache", type=Path, default=Path("encoder-vectors"))
     parser.add_argument("--out", type=Path, help="write all figures as JSON")
+    parser.add_argument("--held-out", metavar="K/N", help="also organ retrieval of the cases of fold K of N alone")
     parser.add_argument("--stamp", type=Path, metavar="FOLDER", help="write its figures into the card of this encoder")
     options = parser.parse_args()
     options.cache.mkdir(parents=True, exist_ok=True)
@@ -322,6 +333,10 @@ def main() -> None:
         with np.load(kept, allow_pickle=False) as file:
             vectors = {entry: file[entry] for entry in file.files}
         figures = measure(vectors, atlas, labelled)
+        if options.held_out:
+            fold, folds = (int(number) for number in options.held_out.split("/"))
+            figures["held_out"] = measure_held_out(vectors["clean"], atlas, fold, folds)
+            print(f"{name}: {as_json(figures['held_out'])}", file=sys.stderr)
         if encode is not colour_statistics:
             figures["tiles_per_s"] = measure_speed(encode, atlas.tiles)
         results[name] = as_json(figures)
