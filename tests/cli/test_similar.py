@@ -81,8 +81,23 @@ def test_a_slide_file_is_read_first_with_the_librarys_encoder(library, scans, tm
     synthetic.write_pyramid(slide, synthetic.make_levels(pixels), mpp=0.5)
     result = answer(slide, "--library", library, "--out", tmp_path / "out")
     assert result["library"]["slides_searched"] == 3
-    assert (tmp_path / "out" / "new" / "report.html").is_file()
+    assert (tmp_path / "out" / "asked" / "new" / "report.html").is_file()
     assert "data:image/jpeg" in (tmp_path / "out" / "new-similar" / "similar.html").read_text(encoding="utf-8")
+
+
+def test_a_reading_that_has_the_answers_name_is_not_replaced(library, tmp_path):
+    shutil.copytree(library / "2026" / "s1", tmp_path / "s0-similar")
+    done = run(library / "2026" / "s0", "--library", library, "--out", tmp_path)
+    assert isinstance(done.exception, WrongUseError)
+    assert (tmp_path / "s0-similar" / "bag.safetensors").is_file()
+
+
+def test_a_damaged_result_is_named_and_does_not_hide_the_others(library, tmp_path):
+    shutil.copytree(library, tmp_path / "library")
+    (tmp_path / "library" / "2026" / "s1" / "result.json").write_text('{"schema": "slideway-result/1.1"}')
+    result = answer(tmp_path / "library" / "2026" / "s0", "--library", tmp_path / "library", "--out", tmp_path / "out")
+    assert result["library"]["left_out"]["unreadable"] == ["s1"]
+    assert [case["slide"] for case in result["cases"]] == ["s2.tif"]
 
 
 def test_without_the_slides_the_sheet_says_why_there_are_no_pixels(library, tmp_path):

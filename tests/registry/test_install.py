@@ -38,7 +38,7 @@ def names(folder: Path) -> list[str]:
 
 
 def blobs(models: Path) -> list[str]:
-    return names(models / BLOBS)
+    return [name for name in names(models / BLOBS) if not name.startswith(".")]
 
 
 def test_installed_model_is_found_by_id_and_runs(own_models: Path, toy: ModelCard) -> None:

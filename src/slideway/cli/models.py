@@ -87,7 +87,9 @@ def show(model_id: str, *, as_json: bool) -> int:
     ID is an installed encoder, or a folder with a model card.
     """
     card = find_model(model_id)
-    click.echo(json.dumps(describe_card(card), indent=2, ensure_ascii=False) if as_json else _in_words(card))
+    click.echo(
+        json.dumps(describe_card(card), indent=2, ensure_ascii=False, default=str) if as_json else _in_words(card)
+    )
     return 0
 
 

@@ -6,7 +6,7 @@ import json
 import shlex
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import click
 
@@ -51,16 +51,15 @@ def optimise(model: str, *, forms: tuple[str, ...], out: Path | None, as_json: b
     card = find_encoder(model)
     if out is None and not settings["replace"]:
         _require_free_names(card.id, forms or FORMS)
-    tell = _Steps(is_silent=as_json)
-    sample = _take_tiles(card.input.tile_px, card.input.mpp, tell, **_without(settings, "replace"))
-    labels = sample.sources if sample.sources.any() else None
     command = shlex.join(["slideway", "models", "optimise", model, *[f"--form={form}" for form in forms]])
     with tempfile.TemporaryDirectory() as scratch:
         target = out or Path(scratch)
-        trials = optimise_encoder(
-            card, target, tiles=sample.tiles, labels=labels, forms=forms or FORMS, command=command, progress=tell
-        )
-        tell.end()
+        with _Steps(is_silent=as_json) as tell:
+            sample = _take_tiles(card.input.tile_px, card.input.mpp, tell, **_without(settings, "replace"))
+            labels = sample.sources if sample.sources.any() else None
+            trials = optimise_encoder(
+                card, target, tiles=sample.tiles, labels=labels, forms=forms or FORMS, command=command, progress=tell
+            )
         if out is None:
             _install(trials, replace=settings["replace"])
     click.echo(json.dumps(_as_json(card.id, trials), indent=2) if as_json else _in_words(card.id, trials))
@@ -129,15 +128,17 @@ class _Steps:
 
         self._console = Console(stderr=True, quiet=is_silent)
         self._status = self._console.status("") if self._console.is_terminal and not is_silent else None
+
+    def __enter__(self) -> Self:
         if self._status is not None:
             self._status.start()
+        return self
 
     def __call__(self, words: str) -> None:
         if self._status is not None:
             self._status.update(words)
 
-    def end(self) -> None:
-        """Clear the line."""
+    def __exit__(self, *_: object) -> None:
         if self._status is not None:
             self._status.stop()
 

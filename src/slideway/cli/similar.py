@@ -24,6 +24,9 @@ from slideway.pipeline.similar import SimilarAnswer, find_similar_slides
 from slideway.registry.card import ModelCard
 from slideway.registry.store import list_encoders
 
+# Slides that are asked about as files are read in here: a reading of the user's is never replaced for a question.
+QUERIES = "asked"
+
 
 @click.command("similar")
 @click.argument("slide", type=click.Path(path_type=Path, exists=True))
@@ -57,7 +60,7 @@ def command(
     """Find tissue and slides that look like SLIDE among slides that are already read.
 
     SLIDE is an output folder of `slideway read`, the bag in it, or a slide file: that is read first, with the library's
-    encoder, into --out. Writes similar.png (a contact sheet), similar.html and similar.json.
+    encoder, into the folder `asked` below --out. Writes similar.png (a contact sheet), similar.html and similar.json.
 
     Every tile of the library is compared, exactly. The slide itself is left out. Bags of different encoders never meet:
     with a mixed library the run stops and says which slides are in the way, unless --skip-foreign leaves them out.
@@ -75,7 +78,7 @@ def command(
     if slide.name == BAG or (slide.is_dir() and (slide / BAG).is_file()):
         query = open_read_slide(slide if slide.is_dir() else slide.parent)
     else:
-        query = _read_first(slide, library, out=out, skip_foreign=skip_foreign, mpp=mpp)
+        query = _read_first(slide, library, out=out / QUERIES, skip_foreign=skip_foreign, mpp=mpp)
         known[query.bag.slide_sha256] = slide
     files = SlideFiles(slide_folders, known=known)
     answer = find_similar_slides(query, library, out=out, files=files, top=top, skip_foreign=skip_foreign)
@@ -98,6 +101,8 @@ def _read_first(slide: Path, library: Library, *, out: Path, skip_foreign: bool,
             if outcome.error is not None:
                 raise outcome.error
             assert outcome.folder is not None
+            if outcome.instead_of:
+                click.echo(f"{slide.name}: read again instead of {outcome.instead_of}", err=True)
             return open_read_slide(outcome.folder)
     raise AssertionError("one slide gives one outcome")
 
@@ -123,6 +128,8 @@ def _in_words(answer: SimilarAnswer) -> str:
     lines += [f"  left out: {count} read with {name}" for name, count in left_out["foreign"].items()]
     lines += [f"  left out, cannot be read: {name}" for name in left_out["unreadable"]]
     lines += [f"  {case['rank']}. {case['score']:+.2f}  {case['slide']}" for case in answer.result["cases"]]
-    if not answer.result["cases"]:
+    if not answer.result["query"]["tiles"]:
+        lines.append("  the slide itself has no tiles: there is nothing to ask for")
+    elif not answer.result["cases"]:
         lines.append("  nothing to compare: no other slide with tiles is in the library")
     return "\n".join([*lines, f"  {answer.folder / 'similar.html'}"])

@@ -106,6 +106,8 @@ def _encode(slot: Slot, weights: Path, tiles: NDArray[np.uint8]) -> NDArray[np.f
             f"{weights.name}: gives {vectors.dtype} of shape {vectors.shape} for {len(tiles)} tiles, which does not "
             f"fit slot {slot.id}: it needs {wanted}"
         )
+    if not vectors.std(axis=0).max() > 0:
+        raise UntrustedEncoderError(f"{weights.name}: gives the same numbers for every tile; its weights are empty")
     return vectors
 
 

@@ -53,10 +53,14 @@ def _collect(slot: Slot, names: list[str], read: Callable[[str], Tensor]) -> dic
     weights = {}
     for name, sources in matched.items():
         parts = [read(source) for source in sources]
-        tensor = parts[0] if len(parts) == 1 else np.concatenate(parts)
         mask = f"{sources[0]}_mask"  # DINOv3 trains a bias for the keys and masks it out
-        if mask in names:
-            tensor = tensor * read(mask)
+        try:
+            tensor = parts[0] if len(parts) == 1 else np.concatenate(parts)
+            tensor = tensor * read(mask) if mask in names else tensor
+        except ValueError as error:
+            raise UnreadableCheckpointError(
+                f"{', '.join(sources)}: these tensors do not fit together ({error}); this is no checkpoint of {slot.id}"
+            ) from error
         weights[name] = _fit(network, name, np.ascontiguousarray(tensor))
     if network.positions == "rotary":
         weights["rope_periods"] = _rotary_periods(network, f"{prefix}rope_embed.periods", names, read)

@@ -76,13 +76,20 @@ def find_slides(paths: Sequence[Path]) -> list[Path]:
     for path in paths:
         if not path.exists():
             raise SlideAccessError(f"{path.name}: no such file or folder; check the path")
-        for slide in _slides_in(path) if path.is_dir() else [path]:
+        for slide in _slides_in(path, set()) if path.is_dir() else [path]:
             found.setdefault(slide)
     return list(found)
 
 
-def _slides_in(folder: Path) -> list[Path]:
-    children = sorted(child for child in folder.iterdir() if not child.name.startswith("."))
+def _slides_in(folder: Path, seen: set[Path]) -> list[Path]:
+    real = folder.resolve()
+    if real in seen:  # a link that leads back
+        return []
+    seen.add(real)
+    try:
+        children = sorted(child for child in folder.iterdir() if not child.name.startswith("."))
+    except OSError as error:
+        raise SlideAccessError(f"{folder.name}: this folder cannot be listed: {error.strerror}") from error
     files = [child for child in children if child.is_file()]
     if any(file.suffix.lower() == ".dcm" for file in files):
         return [folder]
@@ -90,7 +97,7 @@ def _slides_in(folder: Path) -> list[Path]:
     companions = {slide.with_suffix("") for slide in slides}  # an MRXS slide's data folder is no folder of slides
     for child in children:
         if child.is_dir() and child not in companions and not (child / "result.json").exists():
-            slides += _slides_in(child)
+            slides += _slides_in(child, seen)
     return slides
 
 
@@ -127,7 +134,7 @@ def read_slides(
                 yield Outcome(path, "kept", kept, out / names[path])
                 continue
             replaced = None if again else _say_replaced(out / names[path], card, settings)
-            reading = read_slide(path, out=out, name=names[path], encoder=str(card.folder), **settings)
+            reading = read_slide(path, out=out, name=names[path], encoder=card.folder, **settings)
         except (OutputError, DiskFullError, UntrustedEncoderError):
             raise
         except SlidewayError as error:

@@ -57,6 +57,7 @@ def open_read_slide(folder: Path) -> ReadSlide:
     Raises:
         UnreadableBagError: Its bag or its result.json cannot be read.
     """
+    folder = folder.resolve()  # its name names the answer, and "." has none
     bag = read_bag(folder / BAG)
     result = read_result(folder)
     if result is None:

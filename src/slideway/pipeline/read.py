@@ -75,7 +75,7 @@ def read_slide(
     out: str | Path = "slideway-out",
     mpp: float | None = None,
     estimate_mpp: bool = False,
-    encoder: str = DEFAULT_ENCODER,
+    encoder: str | Path = DEFAULT_ENCODER,
     engine: str | None = None,
     threads: int | None = None,
     profiles: Sequence[ScannerProfile] | None = None,

@@ -86,7 +86,14 @@ def read_result(folder: Path) -> dict[str, Any] | None:
     except (OSError, ValueError):
         return None
     is_known = isinstance(result, dict) and str(result.get("schema", "")).startswith("slideway-result/1.")
-    return result if is_known else None
+    return result if is_known and _is_whole(result) else None
+
+
+def _is_whole(result: dict[str, Any]) -> bool:
+    """Whether a damaged or hand-made answer has what other commands build on."""
+    needed = {"slide": {"name", "sha256", "mpp", "mpp_source"}, "encoder": {"id", "fingerprint"}}
+    has_parts = all(isinstance(result.get(part), dict) and keys <= result[part].keys() for part, keys in needed.items())
+    return has_parts and isinstance(result.get("files"), list) and isinstance(result.get("estimated"), bool)
 
 
 def load_schema() -> dict[str, Any]:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from slideway.core.bag import EmbeddingBag
-from slideway.core.errors import SlidewayError
+from slideway.core.errors import SlidewayError, WrongUseError
 from slideway.heads import QueryRegion, Similarity, SimilarRegion, find_novelty, find_similar, group_tiles
 from slideway.pipeline.library import Library, ReadSlide, SlideFiles, keep_encoder
 from slideway.pipeline.output import OutputFolder, folder_name
@@ -70,13 +70,21 @@ def find_similar_slides(
     similarity = find_similar(query.bag, groups, bags, novelty=novelty, top=top)
     result = describe_similarity(query, library, similarity, top=top)
     sheet = _lay_sheet(query, library, similarity, _cut_tiles(query, library, similarity, files), top=top)
-    with OutputFolder(out, f"{folder_name(Path(query.folder.name))}-similar") as output:
+    name = f"{folder_name(Path(query.folder.name))}-similar"
+    _require_free_place(out / name)
+    with OutputFolder(out, name) as output:
         (output.path / "similar.png").write_bytes(_encode_png(draw_contact_sheet(sheet)))
         (output.path / "similar.html").write_text(render_similar_page(sheet), encoding="utf-8")
         text = json.dumps(result, indent=2, ensure_ascii=False)
         (output.path / "similar.json").write_text(text + "\n", encoding="utf-8")
         folder = output.commit()
     return SimilarAnswer(query, library, similarity, folder, result)
+
+
+def _require_free_place(folder: Path) -> None:
+    """An earlier answer is replaced; a slide's reading that happens to have the same name is not."""
+    if folder.exists() and not (folder / "similar.json").is_file():
+        raise WrongUseError(f"{folder}: holds something else than an earlier answer; choose another --out")
 
 
 def load_similar_schema() -> dict[str, Any]:
@@ -231,7 +239,9 @@ def _say_search(query: ReadSlide, library: Library, similarity: Similarity) -> I
         yield f"Left out, since other encoders read them: {counted}."
     if library.unreadable:
         yield f"{len(library.unreadable)} folders could not be read: {', '.join(library.unreadable[:3])}."
-    if not similarity.cases:
+    if not len(query.bag):
+        yield "This slide has no tiles: there is nothing to ask for."
+    elif not similarity.cases:
         yield "There is nothing to compare: no other slide with tiles is in the library."
     elif len(similarity.cases) < 5:
         yield "With so few slides the library's centre is uncertain: cosines say little."

@@ -9,10 +9,14 @@ from __future__ import annotations
 
 import hashlib
 import os
-import shutil
+import re
+from contextlib import suppress
 from pathlib import Path
 
 BLOBS = "blobs"
+# Says that the folder is ours: other programs keep blobs in folders of that name, too, and theirs are never touched.
+_MARK = ".slideway"
+_NAME = re.compile(r"[0-9a-f]{64}")
 
 
 def hash_file(path: Path) -> str:
@@ -38,7 +42,7 @@ def share_blob(root: Path, sha256: str, weights: Path) -> None:
     blob = root / BLOBS / sha256
     beside = weights.with_name(f".{weights.name}.link")
     try:
-        blob.parent.mkdir(exist_ok=True)
+        _claim(blob.parent)
         if blob.exists() and blob.samefile(weights):
             return
         if take_blob(root, sha256, beside):
@@ -53,13 +57,28 @@ def share_blob(root: Path, sha256: str, weights: Path) -> None:
 def drop_unused_blobs(root: Path) -> None:
     """Remove blobs that belong to no model any more."""
     folder = root / BLOBS
-    if not folder.is_dir():
+    if not (folder / _MARK).is_file():
         return
     for blob in list(folder.iterdir()):
         try:
-            if blob.stat().st_nlink == 1:
+            if _NAME.fullmatch(blob.name) and blob.stat().st_nlink == 1:
                 blob.unlink()
         except OSError:  # another process removed it, or may not be disturbed: the next time will do
             continue
-    if not any(folder.iterdir()):
-        shutil.rmtree(folder, ignore_errors=True)
+    if [left.name for left in folder.iterdir()] == [_MARK]:
+        with suppress(OSError):  # another process may have put a blob there meanwhile
+            (folder / _MARK).unlink()
+            folder.rmdir()
+
+
+def _claim(folder: Path) -> None:
+    """Make the folder of blobs and mark it as ours; a folder that was there before us stays unmarked and unused.
+
+    Raises:
+        FileExistsError: Somebody else's folder has that name; no blob is kept then.
+    """
+    if not folder.is_dir():
+        folder.mkdir()
+        (folder / _MARK).touch()
+    if not (folder / _MARK).is_file():
+        raise FileExistsError(folder)

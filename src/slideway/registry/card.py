@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 import re
 import tomllib
@@ -257,6 +256,11 @@ def _build_machine(row: _Table) -> EquivalenceMachine:
     )
 
 
+# TOML's whole numbers have no end, Python's floats do.
+_LARGEST_NUMBER = 1e300
+_LARGEST_COUNT = 2**63
+
+
 class _Table:
     """One section of a card; each getter gives a checked value or names the entry that is wrong."""
 
@@ -303,13 +307,13 @@ class _Table:
 
     def count(self, key: str) -> int:
         value = self.entries.get(key)
-        if type(value) is not int or value <= 0:
+        if type(value) is not int or not 0 < value < _LARGEST_COUNT:
             raise self.refuse(key, "a whole number above 0")
         return value
 
     def number(self, key: str) -> float:
         value = self.entries.get(key)
-        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < _LARGEST_NUMBER:
             raise self.refuse(key, "a number above 0")
         return float(value)
 
@@ -317,9 +321,9 @@ class _Table:
         value = self.entries.get(key)
         if not isinstance(value, list) or len(value) != 3 or not all(type(v) in (int, float) for v in value):
             raise self.refuse(key, "three numbers, one for each of red, green and blue")
-        red, green, blue = (float(v) for v in value)
-        if not all(least <= v < math.inf for v in (red, green, blue)):
+        if not all(least <= v < _LARGEST_NUMBER for v in value):
             raise self.refuse(key, f"three finite numbers, none below {least:g}")
+        red, green, blue = (float(v) for v in value)
         return red, green, blue
 
     def sentences(self, key: str) -> tuple[str, ...]:

@@ -103,6 +103,8 @@ def load_signing_key() -> SigningKey | None:
         mode = path.stat().st_mode
     except FileNotFoundError:
         return None
+    except OSError as error:
+        raise WrongUseError(f"{path}: cannot be read ({error.strerror}); mend its rights") from error
     if os.name == "posix" and mode & 0o077:
         raise WrongUseError(f"{path}: other users may read this signing key; run: chmod 600 {path}")
     try:

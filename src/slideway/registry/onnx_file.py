@@ -60,7 +60,7 @@ def _locations_of_tensor(content: mmap.mmap, start: int, end: int) -> set[str]:
     is_external = False
     for number, value, at, until in _fields(content, start, end):
         if number == 14:  # data_location; 1 is EXTERNAL
-            is_external = value == 1
+            is_external = value & 0xFFFFFFFF == 1
         elif number == 13:
             entry = {n: content[a:u] for n, _, a, u in _fields(content, at, until)}
             if entry.get(1) == b"location":
@@ -73,12 +73,17 @@ def _fields(content: mmap.mmap, start: int, end: int) -> Iterator[tuple[int, int
     at = start
     while at < end:
         key, at = _varint(content, at, end)
+        # Other readers keep 32 bits of a key and 31 of a length: what they would read as something else is refused.
+        if key >> 32 or not key >> 3:
+            raise ValueError(f"an impossible field at byte {at}")
         kind, value, until = key & 7, 0, at
         if kind == _VARINT:
             value, at = _varint(content, at, end)
             until = at
         elif kind == _BYTES:
             length, at = _varint(content, at, end)
+            if length >> 31:
+                raise ValueError(f"an impossible length at byte {at}")
             until = at + length
         elif kind in (_FIXED64, _FIXED32):
             until = at + (8 if kind == _FIXED64 else 4)

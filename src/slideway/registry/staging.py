@@ -54,7 +54,7 @@ class Staging:
                 old.rename(final)
             raise
         self._is_committed = True
-        shutil.rmtree(old, ignore_errors=True)
+        _erase(old, ignore_errors=True)
         return final
 
     def __exit__(
@@ -86,7 +86,7 @@ def remove_folder(root: Path, name: str) -> None:
     gone = _hidden(root, name, "gone")
     with write_fence(root):
         (root / name).rename(gone)
-        shutil.rmtree(gone)
+        _erase(gone)
     drop_unused_blobs(root)
 
 
@@ -98,8 +98,16 @@ def remove_leftovers(root: Path) -> None:
         if parts["kind"] == "old" and not (root / parts["name"]).exists():
             left.rename(root / parts["name"])  # killed between the two renames of `commit`: the older model stands
         else:
-            shutil.rmtree(left, ignore_errors=True)
+            _erase(left, ignore_errors=True)
     drop_unused_blobs(root)
+
+
+def _erase(folder: Path, *, ignore_errors: bool = False) -> None:
+    """Remove a folder; of a link to one, the link alone: what it leads to is the user's."""
+    if folder.is_symlink():
+        folder.unlink(missing_ok=True)
+    elif folder.exists():
+        shutil.rmtree(folder, ignore_errors=ignore_errors)
 
 
 @contextmanager

@@ -206,6 +206,7 @@ def require_free_place(id_: str, fingerprint: str, *, replace: bool) -> None:
             f"the id {id_!r} belongs to Slideway; the model needs another one (slideway models add --id)"
         )
     card = _find_own(id_)
+    _require_own_folder(id_)
     is_taken = card.fingerprint != fingerprint if card is not None else _folder_of(id_).exists()
     if is_taken and not replace:
         which = (
@@ -226,6 +227,7 @@ def remove_model(id_: str) -> None:
         OutputError: It cannot be removed.
     """
     _require_id(id_)
+    _require_own_folder(id_)
     folder = _folder_of(id_)
     if not (folder / CARD_FILE).exists():
         find_model(id_)
@@ -251,8 +253,21 @@ def set_state(id_: str, state: str) -> ModelCard:
 
 
 def _require_id(text: str) -> None:
-    if any(mark in text for mark in ("/", "\\")) or text.startswith("."):
+    if not text or any(mark in text for mark in ("/", "\\")) or text.startswith("."):
         raise WrongUseError(f"{text!r} is no id of an installed model; `slideway models list` shows them")
+
+
+def _require_own_folder(id_: str) -> None:
+    """Refuse an id that is only the name of a folder in which another model lies."""
+    folder = models_folder() / id_
+    if _find_own(id_) is not None or not (folder / CARD_FILE).is_file():
+        return
+    try:
+        card = read_card(folder)
+    except UntrustedEncoderError:
+        return  # broken, so it may be replaced or removed by its folder's name
+    if card.id != id_:
+        raise WrongUseError(f"no model {id_!r} is installed; the folder of that name holds {card.id!r}: use that id")
 
 
 def _find_own(id_: str) -> ModelCard | None:
