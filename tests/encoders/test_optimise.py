@@ -12,7 +12,7 @@ from safetensors.numpy import load_file, save_file
 from slideway.core.errors import WrongUseError
 from slideway.encoders import load_encoder
 from slideway.encoders.equivalence import Gate
-from slideway.encoders.forms import group_nodes
+from slideway.encoders.forms import NothingToOptimiseError, Source, group_nodes, quantise_while_running
 from slideway.encoders.instructions import name_instruction_set
 from slideway.encoders.optimise import optimise_encoder
 from slideway.encoders.slots import find_slot
@@ -135,12 +135,22 @@ def test_half_weights_pass_the_strict_gate_and_int8_forms_are_told_apart(vit, tm
     assert half.bytes < 0.6 * vit.weights.bytes
 
 
+def test_int8_dynamic_has_nothing_to_gain_from_convolutions_alone(onnx, tmp_path):
+    whole = find_encoder(DEFAULT_ENCODER).weights_path
+    bare = tmp_path / "convolutions.onnx"
+    pytest.importorskip("onnx.utils").extract_model(str(whole), str(bare), ["tiles"], ["pools.centred"])
+    with pytest.raises(NothingToOptimiseError, match="convolutions gain nothing"):
+        quantise_while_running(Source(bare, tissue(64, 224), is_large=False), tmp_path / "int8.onnx")
+    assert not (tmp_path / "int8.onnx").exists()
+
+
 @pytest.mark.slow
 def test_the_packaged_encoder_is_too_small_for_int8(onnx, tmp_path):
     card = find_encoder(DEFAULT_ENCODER)
     tiles = tissue(96, 224)
     dynamic, static = optimise_encoder(card, tmp_path, tiles=tiles, forms=("int8-dynamic", "int8-static"))
-    assert "convolutions gain nothing" in dynamic.reason
+    assert not dynamic.kept
+    assert "neither faster" in dynamic.reason  # all but its last matrix are convolutions
     assert not static.kept
     assert static.equivalence.cosine_p01 < 0.99
 

@@ -50,11 +50,13 @@ def _torchvision():
     found = importlib.util.find_spec("torchvision")
     if found is None or found.origin is None:
         pytest.skip("torchvision is not installed: timm and transformers do not load without it")
+    from torch import library as torch_library
+
     try:
         import torchvision  # noqa: F401
     except RuntimeError:
         operators = (Path(found.origin).parent / "_meta_registrations.py").read_text(encoding="utf-8")
-        library = torch.library.Library("torchvision", "DEF")
+        library = torch_library.Library("torchvision", "DEF")
         for name in sorted(set(re.findall(r"torchvision::(\w+)", operators))):
             library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
         yield library

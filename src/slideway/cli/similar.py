@@ -11,7 +11,8 @@ import click
 from slideway.cli.progress import Terminal
 from slideway.core.errors import UnknownEncoderError
 from slideway.pipeline.folder import read_slides
-from slideway.pipeline.library import (
+from slideway.pipeline.similar import SimilarAnswer, find_similar_slides
+from slideway.pipeline.slide_library import (
     BAG,
     Library,
     ReadSlide,
@@ -20,7 +21,6 @@ from slideway.pipeline.library import (
     open_library,
     open_read_slide,
 )
-from slideway.pipeline.similar import SimilarAnswer, find_similar_slides
 from slideway.registry.card import ModelCard
 from slideway.registry.store import list_encoders
 

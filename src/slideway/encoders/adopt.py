@@ -14,24 +14,15 @@ from slideway.encoders.build import (
     LICENCE_FILE,
     WEIGHTS_FILE,
     Difference,
+    describe_encoder,
     describe_weights,
+    encode_in_pairs,
     golden_tiles,
-    golden_tolerance,
     write_golden,
 )
 from slideway.encoders.engines import OnnxRuntimeEngine, engine_fence
 from slideway.encoders.slots import Slot
-from slideway.registry.card import (
-    CardInput,
-    CardLicence,
-    CardOrigin,
-    CardOutput,
-    CardTraining,
-    CardUse,
-    ModelCard,
-    read_card,
-    write_card,
-)
+from slideway.registry.card import CardOrigin, ModelCard, read_card, write_card
 from slideway.registry.onnx_file import list_external_files
 from slideway.registry.staging import Staging
 
@@ -71,9 +62,18 @@ def adopt_onnx(
         shutil.copyfile(weights, staging.path / WEIGHTS_FILE)
         tiles = golden_tiles(slot.tile_px)
         vectors = _encode(slot, weights, tiles)
-        card = write_golden(
-            _describe(slot, staging.path, id, CardOrigin(slot.id, source, revision), vectors), tiles, vectors
+        card = describe_encoder(
+            slot,
+            staging.path,
+            id,
+            CardOrigin(slot.id, source, revision),
+            weights=describe_weights(staging.path, "fp32", slot.network.count_parameters()),
+            difference=Difference(1.0, 0.0, float(vectors.std())),
+            training_note="Exported to ONNX by whoever made the file.",
+            limits=_LIMITS,
+            metrics={"golden": f"{GOLDEN_FILE}: the file's own vectors", "golden_command": "slideway models add"},
         )
+        card = write_golden(card, tiles, vectors)
         note = f"{slot.title}\nWeights: {source}\nLicence: {slot.licence.id}\n\n{slot.licence.note}\n"
         (staging.path / LICENCE_FILE).write_text(note, encoding="utf-8")
         write_card(card)
@@ -100,7 +100,7 @@ def _encode(slot: Slot, weights: Path, tiles: NDArray[np.uint8]) -> NDArray[np.f
     )
     engine = OnnxRuntimeEngine(weights, 1)
     with engine_fence(f"{weights.name}: does not fit slot {slot.id}, which needs {wanted}; export it so"):
-        vectors = np.concatenate([engine.run(tiles[i : i + 2]) for i in range(0, len(tiles), 2)])
+        vectors = encode_in_pairs(engine, tiles)
     if vectors.shape != (len(tiles), slot.width) or vectors.dtype != np.float32 or not np.isfinite(vectors).all():
         raise UntrustedEncoderError(
             f"{weights.name}: gives {vectors.dtype} of shape {vectors.shape} for {len(tiles)} tiles, which does not "
@@ -109,27 +109,3 @@ def _encode(slot: Slot, weights: Path, tiles: NDArray[np.uint8]) -> NDArray[np.f
     if not vectors.std(axis=0).max() > 0:
         raise UntrustedEncoderError(f"{weights.name}: gives the same numbers for every tile; its weights are empty")
     return vectors
-
-
-def _describe(slot: Slot, folder: Path, encoder_id: str, origin: CardOrigin, vectors: NDArray[np.float32]) -> ModelCard:
-    tolerance = golden_tolerance(Difference(1.0, 0.0, float(vectors.std())))
-    return ModelCard(
-        folder=folder,
-        id=encoder_id,
-        title=slot.title,
-        version="1.0.0",
-        state="candidate",
-        input=CardInput(slot.tile_px, slot.mpp, "RGB as stored, no ICC", slot.mean, slot.std, "area"),
-        output=CardOutput(slot.width, slot.pooling_words, "float32"),
-        weights=describe_weights(folder, "fp32", slot.network.count_parameters()),
-        golden=tolerance,
-        licence=CardLicence(slot.licence.id, LICENCE_FILE, slot.licence.note, slot.licence.permits),
-        use=CardUse(
-            "Embeddings of tiles for grouping, retrieval and heads, within what the licence permits.",
-            "Any diagnosis, grading or exclusion of disease by itself; tiles of another size or pixel size.",
-        ),
-        training=CardTraining(slot.trained_on, "Exported to ONNX by whoever made the file."),
-        limits=_LIMITS,
-        metrics={"golden": f"{GOLDEN_FILE}: the file's own vectors", "golden_command": "slideway models add"},
-        origin=origin,
-    )

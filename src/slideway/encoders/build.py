@@ -22,6 +22,7 @@ from slideway.encoders.graph import write_graph
 from slideway.encoders.reference import encode_with_torch
 from slideway.encoders.slots import Slot
 from slideway.encoders.weights import read_weights
+from slideway.registry.blobs import hash_file
 from slideway.registry.card import (
     CardGolden,
     CardInput,
@@ -117,10 +118,27 @@ def build_encoder(
         tell("comparing with torch")
         weights = describe_weights(staging.path, "fp32", slot.network.count_parameters())
         engine = OnnxRuntimeEngine(staging.path / WEIGHTS_FILE, 1, bool(weights.data_sha256))
-        difference = measure_difference(_encode_in_pairs(engine, tiles), expected)
+        difference = measure_difference(encode_in_pairs(engine, tiles), expected)
         _require_same(id, difference)
         (staging.path / LICENCE_FILE).write_text(_licence_text(slot, source), encoding="utf-8")
-        card = _describe(slot, staging.path, id, CardOrigin(slot.id, source, revision), weights, difference)
+        card = describe_encoder(
+            slot,
+            staging.path,
+            id,
+            CardOrigin(slot.id, source, revision),
+            weights=weights,
+            difference=difference,
+            training_note="Trained by its publisher. Here: laid as an ONNX graph, normalisation and pooling inside.",
+            limits=(
+                "The weights came from the user: Slideway ships none and vouches for none.",
+                slot.unverified,
+                "Nothing was measured on pathology with this encoder here.",
+            ),
+            metrics={
+                "golden": f"ONNX Runtime against torch, 8 tiles: {difference.words}",
+                "golden_command": "models add",
+            },
+        )
         card = write_golden(card, tiles, expected)
         write_card(card)
         check_golden_tiles(Encoder(read_card(staging.path), engine, "onnxruntime"))
@@ -164,7 +182,7 @@ def describe_weights(folder: Path, precision: str, parameters: int) -> CardWeigh
     path = folder / WEIGHTS_FILE
     second = path.with_name(f"{WEIGHTS_FILE}.data")
     files = [path, second] if second.exists() else [path]
-    hashes = [_hash(file) for file in files]
+    hashes = [hash_file(file) for file in files]
     n_bytes = sum(file.stat().st_size for file in files)
     return CardWeights(WEIGHTS_FILE, hashes[0], n_bytes, precision, parameters, "".join(hashes[1:]))
 
@@ -189,7 +207,8 @@ def golden_tolerance(difference: Difference) -> CardGolden:
     return CardGolden(GOLDEN_FILE, "0" * 64, GOLDEN_MIN_COSINE, float(f"{largest:.3g}"))
 
 
-def _encode_in_pairs(engine: OnnxRuntimeEngine, tiles: NDArray[np.uint8]) -> NDArray[np.float32]:
+def encode_in_pairs(engine: OnnxRuntimeEngine, tiles: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """Vectors of tiles, two a pass as when slides are read."""
     return np.concatenate([engine.run(tiles[i : i + 2]) for i in range(0, len(tiles), 2)])
 
 
@@ -202,9 +221,19 @@ def _require_same(encoder_id: str, difference: Difference) -> None:
         )
 
 
-def _describe(
-    slot: Slot, folder: Path, encoder_id: str, origin: CardOrigin, weights: CardWeights, difference: Difference
+def describe_encoder(
+    slot: Slot,
+    folder: Path,
+    encoder_id: str,
+    origin: CardOrigin,
+    *,
+    weights: CardWeights,
+    difference: Difference,
+    training_note: str,
+    limits: tuple[str, ...],
+    metrics: dict[str, str],
 ) -> ModelCard:
+    """The card of an encoder made from a slot; its golden tiles are still to be written."""
     return ModelCard(
         folder=folder,
         id=encoder_id,
@@ -220,15 +249,9 @@ def _describe(
             "Embeddings of tiles for grouping, retrieval and heads, within what the licence permits.",
             "Any diagnosis, grading or exclusion of disease by itself; tiles of another size or pixel size.",
         ),
-        training=CardTraining(
-            slot.trained_on, "Trained by its publisher. Here: laid as an ONNX graph, normalisation and pooling inside."
-        ),
-        limits=(
-            "The weights came from the user: Slideway ships none and vouches for none.",
-            slot.unverified,
-            "Nothing was measured on pathology with this encoder here.",
-        ),
-        metrics={"golden": f"ONNX Runtime against torch, 8 tiles: {difference.words}", "golden_command": "models add"},
+        training=CardTraining(slot.trained_on, training_note),
+        limits=limits,
+        metrics=metrics,
         origin=origin,
     )
 
@@ -240,8 +263,3 @@ def _licence_text(slot: Slot, source: str) -> str:
         "These weights were brought by the user, under the terms that the user accepted from their publisher.\n"
         "Slideway neither ships nor licenses them; where this note and those terms differ, the terms hold.\n"
     )
-
-
-def _hash(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

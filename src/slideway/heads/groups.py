@@ -37,12 +37,12 @@ def group_tiles(bag: EmbeddingBag) -> TissueGroups:
     Returns:
         Group 0 is the largest. Up to 16 representatives a group: nearest to its centre, but not next to each other.
     """
+    weight = None if bag.sampling is None else bag.sampling.weight
     if len(bag) == 0:
-        return TissueGroups(np.empty(0, np.int16), (), None if bag.sampling is None else bag.weights)
+        return TissueGroups(np.empty(0, np.int16), (), weight)
     points = project_tiles(bag.vectors)
     fitted = points[np.linspace(0, len(points) - 1, min(len(points), _FITTED_TILES)).astype(np.int64)]
     centres = choose_centres(fitted)
-    weight = None if bag.sampling is None else bag.weights
     group = order_by_size(assign(points, centres), weight)
     return TissueGroups(group.astype(np.int16), pick_representatives(points, group, bag.grid.column_row), weight)
 

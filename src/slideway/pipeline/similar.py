@@ -17,8 +17,8 @@ from PIL import Image
 from slideway.core.bag import EmbeddingBag
 from slideway.core.errors import SlidewayError, WrongUseError
 from slideway.heads import QueryRegion, Similarity, SimilarRegion, find_novelty, find_similar, group_tiles
-from slideway.pipeline.library import Library, ReadSlide, SlideFiles, keep_encoder
 from slideway.pipeline.output import OutputFolder, folder_name
+from slideway.pipeline.slide_library import Library, ReadSlide, SlideFiles, keep_encoder
 from slideway.reports import ContactSheet, SheetRow, SheetTile, draw_contact_sheet, render_similar_page
 from slideway.slides import open_slide
 
