@@ -15,11 +15,15 @@ SlidewayError
 ├── UntrustedEncoderError           encoder-untrusted         card, hash or golden tiles do not agree
 │   ├── RetiredEncoderError         encoder-retired           it was taken out of use
 │   └── UntrustedPackageError       package-untrusted         a model package is not signed by a trusted key
+├── UnknownHeadError                head-unknown              no such head
+├── UntrustedHeadError              head-untrusted            a head's card, hash or golden bag do not agree
 ├── BrokenPackageError              package-broken            not a model package, cut off, changed, or too new
 ├── UnreadableCheckpointError       checkpoint-unreadable     not a checkpoint, dangerous, or not of the slot's form
 ├── ModelUnavailableError           model-unavailable         the hub does not give the model
 ├── FingerprintMismatchError        fingerprint-mismatch      embeddings of two encoders would have met
 ├── UnreadableBagError              bag-unreadable            not a bag, damaged, or of a newer major version
+├── CohortError                     cohort-unusable           a table of cases that nothing can be learnt from
+│   └── LeakageError                cohort-leaks              cases or labels would leak from training into the test
 ├── OutputError                     output-not-writable       the output folder cannot be written
 │   └── DiskFullError               disk-full                 the disk filled up while writing
 ├── DownloadError                   download-failed           the demo slide could not be fetched or verified
@@ -128,6 +132,20 @@ class UntrustedPackageError(UntrustedEncoderError):
     code = "package-untrusted"
 
 
+class UnknownHeadError(SlidewayError):
+    """No head of that id is installed."""
+
+    code = "head-unknown"
+    exit_code = 2
+
+
+class UntrustedHeadError(SlidewayError):
+    """A head's card, weights or golden bag do not agree with each other, or it reads another encoder's bags."""
+
+    code = "head-untrusted"
+    exit_code = 2
+
+
 class BrokenPackageError(SlidewayError):
     """The file is not a model package, is cut off or changed, or is of a newer major version."""
 
@@ -161,6 +179,19 @@ class UnreadableBagError(SlidewayError):
 
     code = "bag-unreadable"
     exit_code = 3
+
+
+class CohortError(SlidewayError):
+    """A table of cases cannot be learnt from; the message names the lines and what to do."""
+
+    code = "cohort-unusable"
+    exit_code = 2
+
+
+class LeakageError(CohortError):
+    """What is asked of a head could be read off something else than tissue, or a case would stand on both sides."""
+
+    code = "cohort-leaks"
 
 
 class OutputError(SlidewayError):

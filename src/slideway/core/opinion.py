@@ -103,6 +103,7 @@ class Finding:
         reasons: Why it does not go further, in words; empty only for `answer`.
         evidence: What speaks for and against.
         in_force: The head's task is switched on; a research starter that is off is shown as such.
+        cautions: What to keep in mind whatever the answer.
     """
 
     task: TaskQuestion
@@ -112,6 +113,7 @@ class Finding:
     reasons: tuple[Reason, ...] = ()
     evidence: Evidence = field(default_factory=Evidence)
     in_force: bool = False
+    cautions: tuple[Reason, ...] = ()
 
     def __post_init__(self) -> None:
         if (self.answer is Answer.ANSWER) != (not self.reasons):

@@ -23,8 +23,9 @@ from slideway.registry.verify import require_golden_stamp, verify_files
 
 DEFAULT_ENCODER = "slideway-small"
 TRUSTED = "trusted"
+HEADS = "heads"
 _PACKAGED = Path(__file__).parent / "models"
-_RESERVED = {BLOBS, TRUSTED}
+_RESERVED = {BLOBS, TRUSTED, HEADS}
 _BLOCK_BYTES = 1 << 20
 
 Check = Callable[[ModelCard], object]

@@ -1,0 +1,1 @@
+"""Learn heads from labelled cases, and judge them on cases they have not seen."""

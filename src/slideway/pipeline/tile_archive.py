@@ -1,0 +1,135 @@
+"""Turn a slide that is there only as tile images, a tar or folder of `x-y.jpg`, into a bag."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import tarfile
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from slideway.bundles import BagWriter, read_bag
+from slideway.core.errors import BrokenSlideError, UnreadableBagError
+from slideway.core.tissue import TileGrid
+from slideway.encoders import Encoder
+from slideway.pipeline.output import OutputFolder
+from slideway.tissue import measure_focus
+
+BAG = "bag.safetensors"
+_NAME = re.compile(r"(\d+)-(\d+)\.(jpe?g|png)", re.IGNORECASE)
+_LARGEST_TILE_PX = 4096
+_LARGEST_TILE_BYTES = 64 << 20
+_TOGETHER = 16
+
+
+def encode_tile_archive(path: Path, *, mpp: float, encoder: Encoder, out: Path, threads: int = 1) -> Path:
+    """Encode the tiles of one slide into `out/NAME/bag.safetensors`; what is already there and right is kept.
+
+    Of each image the middle square is taken that covers what the encoder sees; an image that covers less is taken
+    whole and enlarged. The corners in the names order the tiles; where they stand on the slide is kept only in steps
+    of whole tiles.
+
+    Args:
+        path: A `.tar` or folder of images named `x-y.jpg`, x and y the corner in level-0 pixels.
+        mpp: Microns per pixel of the images.
+        encoder: A loaded encoder.
+        out: Parent of the bag's folder.
+        threads: Cores to use.
+
+    Returns:
+        Path of the bag.
+
+    Raises:
+        BrokenSlideError: An image cannot be decoded, or there is none.
+        OutputError: The folder cannot be written; nothing half-written stays.
+    """
+    images = sorted(_read_images(path), key=lambda image: (image[1], image[0]))
+    if not images:
+        raise BrokenSlideError(f"{path.name}: no tile image named x-y.jpg in it")
+    sha256 = _hash_images(images, mpp)
+    final = out / path.stem / BAG
+    if _is_kept(final, encoder, sha256):
+        return final
+    card = encoder.card
+    grid = _lay_places([(x, y) for x, y, _ in images], card.input.tile_px, card.input.mpp)
+
+    def encode(start: int) -> tuple[int, NDArray[np.float32], NDArray[np.float32]]:
+        some = images[start : start + _TOGETHER]
+        edge_px = card.input.tile_px * card.input.mpp / mpp
+        tiles = np.stack([_fit(_decode(content, path), edge_px, card.input.tile_px) for _, _, content in some])
+        return start, encoder.encode(tiles), measure_focus(tiles, mpp=card.input.mpp, stored_mpp=mpp)
+
+    with OutputFolder(out, path.stem) as output:
+        # The writer closes its file before the folder is renamed: Windows asks for it.
+        with BagWriter(output.path / BAG, grid, encoder.width) as writer, ThreadPoolExecutor(threads) as pool:
+            for start, vectors, focus in pool.map(encode, range(0, len(images), _TOGETHER)):
+                writer.write(np.arange(start, start + len(vectors)), vectors, focus)
+            writer.finish(encoder_id=card.id, fingerprint=card.fingerprint, slide_sha256=sha256)
+        return output.commit() / BAG
+
+
+def _is_kept(path: Path, encoder: Encoder, sha256: str) -> bool:
+    try:
+        bag = read_bag(path)
+    except UnreadableBagError:
+        return False
+    return bag.slide_sha256 == sha256 and bag.fingerprint == encoder.card.fingerprint
+
+
+def _read_images(path: Path) -> Iterator[tuple[int, int, bytes]]:
+    """Corner and bytes of each image, none larger than a tile can be."""
+    if path.is_dir():
+        for file in path.iterdir():
+            if (name := _NAME.fullmatch(file.name)) and file.stat().st_size <= _LARGEST_TILE_BYTES:
+                yield int(name[1]), int(name[2]), file.read_bytes()
+        return
+    try:
+        with tarfile.open(path) as archive:
+            for member in archive:
+                name = _NAME.fullmatch(member.name.rpartition("/")[2])
+                if name is None or not member.isreg() or member.size > _LARGEST_TILE_BYTES:
+                    continue
+                stored = archive.extractfile(member)
+                assert stored is not None
+                yield int(name[1]), int(name[2]), stored.read()
+    except (tarfile.TarError, OSError) as error:
+        raise BrokenSlideError(f"{path.name}: cannot be read as a tar ({error}); pack it again") from error
+
+
+def _hash_images(images: list[tuple[int, int, bytes]], mpp: float) -> str:
+    digest = hashlib.sha256(f"tiles at {mpp!r}".encode())
+    for x, y, content in images:
+        digest.update(f"{x}-{y}:{len(content)}:".encode())
+        digest.update(content)
+    return digest.hexdigest()
+
+
+def _lay_places(corners: list[tuple[int, int]], tile_px: int, tile_mpp: float) -> TileGrid:
+    """Columns and rows in the order of the corners; two tiles never share a place."""
+    columns = {x: i for i, x in enumerate(sorted({x for x, _ in corners}))}
+    rows = {y: i for i, y in enumerate(sorted({y for _, y in corners}))}
+    places = np.array([(columns[x], rows[y]) for x, y in corners], np.int32).reshape(-1, 2)
+    return TileGrid(places, tile_px, tile_mpp, tile_mpp)
+
+
+def _decode(content: bytes, path: Path) -> NDArray[np.uint8]:
+    decoded = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR)
+    if decoded is None or max(decoded.shape[:2]) > _LARGEST_TILE_PX:
+        raise BrokenSlideError(
+            f"{path.name}: holds an image that is damaged or larger than {_LARGEST_TILE_PX} px; export its tiles again"
+        )
+    return np.asarray(cv2.cvtColor(decoded, cv2.COLOR_BGR2RGB), np.uint8)
+
+
+def _fit(pixels: NDArray[np.uint8], edge_px: float, tile_px: int) -> NDArray[np.uint8]:
+    """The middle square of `edge_px`, as far as the image reaches, brought to `tile_px`."""
+    edge = max(1, min(round(edge_px), *pixels.shape[:2]))
+    y, x = (pixels.shape[0] - edge) // 2, (pixels.shape[1] - edge) // 2
+    method = cv2.INTER_AREA if edge >= tile_px else cv2.INTER_LINEAR
+    square = np.ascontiguousarray(pixels[y : y + edge, x : x + edge])
+    return np.asarray(cv2.resize(square, (tile_px, tile_px), interpolation=method), np.uint8)
