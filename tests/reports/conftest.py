@@ -10,9 +10,20 @@ import numpy as np
 import pytest
 
 from slideway.core.findings import Novelty, TissueGroups
+from slideway.core.opinion import (
+    Answer,
+    AttentionMap,
+    Evidence,
+    Finding,
+    Kind,
+    KnownCase,
+    Opinion,
+    TaskQuestion,
+)
 from slideway.core.slide import Level, Resolution, ResolutionSource, Slide
 from slideway.core.tissue import QualityGrade, Reason, TileGrid, TissueMask, Verdict
 from slideway.reports import EncoderSummary, FocusSummary, ReportContent, ShownTile, SlideMaps
+from slideway.reports.content import ShownFinding, ShownOpinion
 
 TILE_PX, TILE_MPP, SLIDE_MPP, THUMBNAIL_MPP = 224, 0.5, 0.5, 8.0
 
@@ -92,6 +103,85 @@ def fill_content(maps: SlideMaps, *, name: str = "slide.svs", seed: int = 0) -> 
         made_at=datetime(2026, 1, 2, 3, 4, tzinfo=UTC),
         slideway_version="9.9.9",
     )
+
+
+NEOPLASTIC = TaskQuestion("neoplastic", "Neoplastic?", Kind.BINARY, ("no", "yes"))
+MALIGNANT = TaskQuestion("malignant", "Malignant?", Kind.BINARY, ("no", "yes"), "neoplastic")
+ORGAN = TaskQuestion("organ", "Organ", Kind.CLASSES, ("colon", "duodenum", "liver"))
+GRADE = TaskQuestion("colon.grade", "Grade", Kind.ORDINAL, ("low", "middle", "high"), "neoplastic")
+
+FINDINGS = (
+    Finding(
+        NEOPLASTIC,
+        Answer.ANSWER,
+        ("yes",),
+        {"no": 0.17, "yes": 0.83},
+        evidence=Evidence(
+            (), (), (KnownCase("case-0017", "no", 0.91), KnownCase("case-0008", "", 0.84)), "Fewer tiles."
+        ),
+        in_force=True,
+    ),
+    Finding(
+        MALIGNANT,
+        Answer.REFER,
+        ("no", "yes"),
+        {"no": 0.55, "yes": 0.45},
+        (Reason("unlike", "Unlike the cases it learnt from."), Reason("undecided", "Neither answer is ruled out.")),
+        in_force=True,
+    ),
+    Finding(
+        ORGAN,
+        Answer.SET,
+        ("colon", "duodenum"),
+        {"colon": 0.48, "duodenum": 0.49, "liver": 0.03},
+        (Reason("set", "Two organs cannot be told apart."),),
+        in_force=True,
+    ),
+    Finding(GRADE, Answer.ANSWER, ("middle",), {"low": 0.2, "middle": 0.7, "high": 0.1}),
+)
+
+
+def voice_opinion(findings: tuple[Finding, ...] = FINDINGS, *, head: str = "atlas", tiles: int = 0) -> ShownOpinion:
+    """What a head says, with so many noisy tiles for and against each finding."""
+    rng = np.random.default_rng(7)
+
+    def show(count: int) -> tuple[ShownTile, ...]:
+        return tuple(ShownTile(rng.integers(0, 255, (224, 224, 3), np.uint8), i, 5, 9, 42.0) for i in range(count))
+
+    opinion = Opinion(
+        head_id=f"slideway-{head}",
+        head_title=f"Starter of {head}",
+        head_version="0.3.1",
+        head_sha256="ab" * 32,
+        encoder_fingerprint="3f" * 32,
+        findings=findings,
+        attention=None,
+        strangeness=0.92,
+        limits=("Learnt from one atlas.",),
+        evidence_words="Judged on 51 cases it had not seen.",
+    )
+    return ShownOpinion(opinion, tuple(ShownFinding(finding, show(tiles), show(tiles)) for finding in findings))
+
+
+def attend(maps: SlideMaps, weight: np.ndarray | None = None, push: np.ndarray | None = None) -> SlideMaps:
+    """The maps with attention; by default each tile gets more than the one before, and every other is pushed away."""
+    count = len(maps.grid)
+    weight = np.exp(np.linspace(0, 8, count)) if weight is None else weight
+    push = np.where(np.arange(count) % 2, 1.0, -1.0) if push is None else push
+    attention = AttentionMap((weight / max(weight.sum(), 1e-9)).astype(np.float32), push.astype(np.float32))
+    return replace(maps, attention=attention, attention_title="Neoplastic?")
+
+
+@pytest.fixture(scope="session")
+def make_opinion() -> Callable[..., ShownOpinion]:
+    """Makes opinions."""
+    return voice_opinion
+
+
+@pytest.fixture(scope="session")
+def make_attention() -> Callable[..., SlideMaps]:
+    """Adds attention to maps."""
+    return attend
 
 
 @pytest.fixture(scope="session")

@@ -8,7 +8,15 @@ from slideway.core.findings import TissueGroups
 from slideway.core.slide import ResolutionSource
 from slideway.core.tissue import TileGrid
 from slideway.reports import FocusSummary, SlideMaps, draw_overlay
-from slideway.reports.palette import MOST_NOVEL_COLOUR, TISSUE_COLOUR, Pattern, colour_of_group
+from slideway.reports.palette import (
+    ATTENTION_BANDS,
+    MOST_ATTENDED_COLOUR,
+    MOST_NOVEL_COLOUR,
+    PUSH_COLOUR,
+    TISSUE_COLOUR,
+    Pattern,
+    colour_of_group,
+)
 from slideway.reports.panels import draw_focus_panel, draw_panels
 
 AMBER = (0xE0, 0xA5, 0x26)
@@ -187,3 +195,138 @@ def test_groups_and_novelty_of_another_grid_are_the_callers_mistake(maps: SlideM
         replace(maps, grid=maps.grid.select(np.arange(3)), novelty=None)
     with pytest.raises(ValueError, match="one percentile for each tile"):
         replace(maps, novelty=replace(maps.novelty, percentile=np.zeros(2, np.float32)))
+
+
+Attend = Callable[..., SlideMaps]
+
+
+def white(maps: SlideMaps) -> SlideMaps:
+    return replace(maps, thumbnail=np.full_like(maps.thumbnail, 255), excluded=None)
+
+
+def test_attention_is_a_fourth_map_with_words_for_every_band_and_pattern(
+    maps: SlideMaps, make_attention: Attend
+) -> None:
+    panels = draw_panels(make_attention(replace(maps, excluded=None)), width_px=900)
+    assert [panel.name for panel in panels[2:]] == ["Novelty: how unlike the reference set", "Attention: Neoplastic?"]
+    legend = panels[3].legend
+    assert [entry.text.split(":")[0] for entry in legend[:4]] == [band.text for band in ATTENTION_BANDS[::-1]]
+    assert [entry.pattern for entry in legend[4:]] == [Pattern.HATCH, Pattern.BACK_HATCH]
+    assert legend[4].text == "pushes towards its likeliest answer"
+    assert "Neoplastic?" in panels[3].description
+
+
+def test_bands_of_attention_hold_their_share_of_tiles_and_say_their_share_of_attention(
+    make_maps: Callable[..., SlideMaps], make_attention: Attend
+) -> None:
+    maps = make_maps(1400, 1100)
+    count = len(maps.grid)
+    weight = np.full(count, 1e-6)
+    hot = np.random.default_rng(0).permutation(count)[: count // 100]
+    weight[hot] = 1 + np.arange(len(hot))
+    legend = draw_panels(make_attention(maps, weight, np.zeros(count)), width_px=600)[3].legend
+    assert legend[0].text in {f"top 1 % of tiles: {share} of the attention" for share in ("> 99.9 %", "99.9 %")}
+    # Tiles that nobody looked at more than at others stand in the lowest band, all of them.
+    assert [entry.text.split(": ")[1] for entry in legend[1:3]] == ["0 %", "0 %"]
+
+
+def test_even_attention_marks_no_tile(maps: SlideMaps, make_attention: Attend) -> None:
+    panel = draw_panels(make_attention(white(maps), np.ones(len(maps.grid))), width_px=900)[3]
+    assert not shows(panel.picture, MOST_ATTENDED_COLOUR)
+    assert not shows(panel.picture, PUSH_COLOUR)
+    assert panel.legend[3].text == "other 80 %: 100 %"
+
+
+def test_one_tile_in_a_small_slide_is_the_top_one(make_maps: Callable[..., SlideMaps], make_attention: Attend) -> None:
+    maps = white(make_maps(150, 100))
+    weight = np.ones(len(maps.grid))
+    weight[5] = 9
+    picture = draw_panels(make_attention(maps, weight, np.zeros(len(maps.grid))), width_px=900)[3].picture
+    y, x = np.nonzero((picture == np.array(MOST_ATTENDED_COLOUR)).all(axis=2))
+    column, row = maps.grid.column_row[5]
+    assert column == round(float(x.mean()) / 84 - 0.5)
+    assert row == round(float(y.mean()) / 84 - 0.5)
+
+
+@pytest.mark.parametrize(("push", "slope"), [(1.0, -1), (-1.0, 1)], ids=["towards", "against"])
+def test_the_hatch_leans_the_way_the_tile_pushes_and_leaves_most_of_it_free(
+    make_maps: Callable[..., SlideMaps], make_attention: Attend, push: float, slope: int
+) -> None:
+    maps = white(make_maps(150, 100))
+    weight = np.ones(len(maps.grid))
+    weight[5] = 9
+    panel = draw_panels(make_attention(maps, weight, np.full(len(maps.grid), push)), width_px=900)[3]
+    column, row = maps.grid.column_row[5]
+    tile = panel.picture[row * 84 + 8 : row * 84 + 76, column * 84 + 8 : column * 84 + 76]
+    lines = (tile == np.array(PUSH_COLOUR)).all(axis=2)
+    assert 0.05 < lines.mean() < 0.2
+    step = np.roll(lines, slope, axis=1)[:-1, 2:-2]
+    assert (step == lines[1:, 2:-2]).all()
+    assert len(panel.legend) == 5
+
+
+def test_tiles_too_fine_to_hatch_carry_a_sign_beside_them(
+    make_maps: Callable[..., SlideMaps], make_attention: Attend
+) -> None:
+    maps = white(make_maps(1500, 1000))
+    xy = maps.grid.column_row
+    centre = xy.mean(axis=0)
+    weight = np.exp(-((xy - centre * [0.6, 1.0]) ** 2).sum(axis=1) / 50)
+    weight += np.exp(-((xy - centre * [1.4, 1.0]) ** 2).sum(axis=1) / 50)
+    panel = draw_panels(make_attention(maps, weight, np.where(xy[:, 0] < centre[0], 1, -1)), width_px=600)[3]
+    assert [entry.pattern for entry in panel.legend[4:]] == [Pattern.PLUS, Pattern.MINUS]
+    dark = (panel.picture == np.array(PUSH_COLOUR)).all(axis=2)
+    # A + leaves less of its dark disc than a - does: + stands on the left, - on the right.
+    left, right = dark[:, :300].sum(), dark[:, 300:].sum()
+    assert 0 < left < right < 0.02 * dark.size
+
+
+def test_attention_gives_the_same_pixels_and_leaves_the_callers_arrays(
+    make_maps: Callable[..., SlideMaps], make_attention: Attend
+) -> None:
+    maps = make_attention(make_maps())
+    first, second = draw_overlay(maps), draw_overlay(make_attention(make_maps()))
+    assert np.array_equal(first, second)
+    assert maps.attention is not None
+    assert maps.attention.weight.sum() == pytest.approx(1, abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("width_px", "height_px"),
+    [(125, 190), (600, 600), (1250, 700), (1500, 500), (2500, 190), (190, 2500), (4000, 40), (40, 4000), (70, 70)],
+)
+def test_four_maps_of_every_shape_of_slide_give_a_readable_picture(
+    make_maps: Callable[..., SlideMaps], make_attention: Attend, width_px: int, height_px: int
+) -> None:
+    picture = draw_overlay(make_attention(make_maps(width_px, height_px)), title_lines=["x.svs"], notes=["n " * 300])
+    assert max(picture.shape) <= 3000
+    assert picture.shape[1] >= 2000
+
+
+def test_four_maps_stand_in_a_row_two_by_two_or_stacked(
+    make_maps: Callable[..., SlideMaps], make_attention: Attend
+) -> None:
+    row, square, stack = (
+        draw_overlay(make_attention(make_maps(*size))) for size in ((400, 350), (900, 300), (2500, 190))
+    )
+    assert [columns_of(picture) for picture in (row, square, stack)] == [4, 2, 1]
+    assert row.shape[0] < square.shape[0] < square.shape[1]
+
+
+def columns_of(picture: np.ndarray) -> int:
+    """Runs of glass along the line that crosses most of it: pictures beside each other."""
+    pale = (picture > 225).all(axis=2)
+    line = pale[np.argmax(pale.sum(axis=1))]
+    steps = np.flatnonzero(np.diff(np.concatenate([[0], line.astype(int), [0]])))
+    return int((np.diff(steps)[::2] > 100).sum())
+
+
+def test_attention_of_another_grid_is_the_callers_mistake(maps: SlideMaps, make_attention: Attend) -> None:
+    attended = make_attention(maps)
+    with pytest.raises(ValueError, match="one weight for each tile"):
+        replace(attended, grid=maps.grid.select(np.arange(3)), groups=TissueGroups(np.zeros(3, np.int16), ((),)),
+                novelty=None)  # fmt: skip
+
+
+def test_no_tile_and_no_attention_give_the_picture_of_before(empty_maps: SlideMaps, make_attention: Attend) -> None:
+    assert [panel.name for panel in draw_panels(make_attention(empty_maps), width_px=300)] == ["Tissue"]

@@ -11,9 +11,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from slideway.core.opinion import Answer, Evidence, Finding, Kind, KnownCase, TaskQuestion
 from slideway.core.slide import Resolution, ResolutionSource
 from slideway.core.tissue import QualityGrade, Reason, Verdict
 from slideway.reports import FocusSummary, ReportContent, ShownTile, SlideMaps, render_report
+from slideway.reports.content import ShownOpinion
 from slideway.reports.page import LARGEST_PAGE_BYTES
 
 VOID = {"meta", "img", "br", "hr", "link", "input", "rect", "path"}
@@ -263,3 +265,150 @@ def test_tiles_whose_focus_cannot_be_told_are_counted_apart(content: ReportConte
     text = outline(render_report(replace(content, focus=FocusSummary(grid, sharpness, 9.0)))).text
     assert "3 hold too little contrast to tell." in text
     assert "2.0 times as sharp" in text
+
+
+Voice = Callable[..., ShownOpinion]
+OFF = "Neoplastic? (slideway-oral): off, not better than its baseline"
+
+
+@pytest.fixture(scope="module")
+def spoken(content: ReportContent, make_opinion: Voice, make_attention: Callable[..., SlideMaps]) -> ReportContent:
+    maps = make_attention(content.maps)
+    return replace(content, maps=maps, opinions=(make_opinion(tiles=2),), heads_off=(OFF,))
+
+
+def test_findings_say_all_that_a_doctor_needs_to_weigh_them(spoken: ReportContent) -> None:
+    text = " ".join(outline(render_report(spoken).replace("><", "> <")).text.split())
+    for part in (
+        "Research opinions, no diagnosis.",
+        "Starter of atlas version 0.3.1 (slideway-atlas)",
+        "A research starter, no diagnosis. Judged on 51 cases it had not seen.",
+        "This slide is stranger than 92 % of the cases it learnt from.",
+        "● Answer: yes",
+        "▲ Refer to an expert",
+        "◐ One of a set: duodenum or colon",
+        "Off by default: shown because it was asked for.",
+        "It holds only if the answer to “Neoplastic?” is yes.",
+        "yes 0.83",
+        "liver 0.03",
+        "Unlike the cases it learnt from. (unlike)",
+        "Neither answer is ruled out. (undecided)",
+        "Speak for “yes”, most telling first",
+        "Speak against “no”, most telling first",
+        "case-0017: no cosine 0.91",
+        "case-0008: no label cosine 0.84",
+        "What would change the answer Fewer tiles.",
+        "Learnt from one atlas.",
+        "Installed, but not asked",
+        OFF,
+        "A finding of “no” does not exclude disease",
+        "It does not say where cancer is, nor that there is none.",
+    ):
+        assert part in text, part
+
+
+def test_findings_stand_before_the_maps_and_the_page_stays_well_formed(spoken: ReportContent) -> None:
+    page = render_report(spoken)
+    parsed = outline(page)
+    ids = [attributes["id"] for _, attributes in parsed.tags if "id" in attributes]
+    assert len(ids) == len(set(ids))
+    assert ids.index("findings") < ids.index("maps")
+    assert {a["href"] for a in parsed.of("a")} <= {f"#{i}" for i in ids}
+    labels = [attributes["aria-labelledby"] for _, attributes in parsed.tags if "aria-labelledby" in attributes]
+    assert set(labels) <= set(ids)
+    levels = [int(tag[1]) for tag, _ in parsed.tags if re.fullmatch(r"h[1-6]", tag)]
+    assert all(after - before <= 1 for before, after in pairwise(levels))
+    assert not [tag for tag, attributes in parsed.tags if "style" in attributes]
+    assert not {"script", "link", "iframe", "form", "details"} & {tag for tag, _ in parsed.tags}
+    assert any((image["alt"] or "").startswith("Attention map of") for image in parsed.of("img"))
+    assert render_report(spoken) == page
+
+
+def test_bars_are_as_long_as_their_numbers_say(spoken: ReportContent) -> None:
+    chances = render_report(spoken).split('<table class="chances">')[1].split("</table>")[0]
+    assert re.findall(r'<rect width="([0-9.]+)" height="8"', chances) == ["83.0", "17.0"]
+    assert re.findall(r"<tr( class=\"named\")?><th", chances) == [' class="named"', ""]
+
+
+def test_what_is_off_by_default_is_marked_wherever_it_stands(spoken: ReportContent) -> None:
+    page = render_report(spoken)
+    assert page.count('class="badge ai off"') == 2  # in the list of answers and beside its evidence
+    assert page.count("off by default") + page.count("Off by default") == 2
+
+
+def test_without_heads_there_is_no_section_of_findings(page: str) -> None:
+    assert 'id="findings"' not in page
+    assert "research heads" not in page
+
+
+def test_when_no_head_spoke_the_page_says_so_and_which_were_not_asked(content: ReportContent) -> None:
+    text = " ".join(outline(render_report(replace(content, heads_off=(OFF,)))).text.split())
+    assert "No head spoke" in text
+    assert "That says nothing about the tissue." in text
+    assert OFF in text
+    assert "All answers" not in text
+
+
+def test_a_slide_that_no_head_could_read_has_its_answer(content: ReportContent, make_opinion: Voice) -> None:
+    question = TaskQuestion("met", "Metastasis?", Kind.BINARY, ("no", "yes"))
+    unread = Finding(question, Answer.NOT_READABLE, (), {}, (Reason("few", "Only 3 tiles were read."),), in_force=True)
+    shown = make_opinion((unread,))
+    shown = replace(shown, opinion=replace(shown.opinion, strangeness=None))
+    page = render_report(replace(content, opinions=(shown,)))
+    text = " ".join(outline(page).text.split())
+    assert "○ Not readable" in text
+    assert "Only 3 tiles were read." in text
+    assert "stranger" not in text
+    assert "Calibrated probability" not in text
+
+
+def test_hostile_heads_do_no_harm_anywhere(spoken: ReportContent, make_opinion: Voice) -> None:
+    question = TaskQuestion(HOSTILE, HOSTILE, Kind.CLASSES, (HOSTILE, "other"))
+    finding = Finding(
+        question,
+        Answer.SET,
+        (HOSTILE, "other"),
+        {HOSTILE: 0.6, "other": 0.4},
+        (Reason(HOSTILE, HOSTILE),),
+        Evidence((), (), (KnownCase(HOSTILE, HOSTILE, 0.5),), HOSTILE),
+    )
+    shown = make_opinion((finding,), tiles=1)
+    shown = replace(
+        shown,
+        opinion=replace(
+            shown.opinion,
+            head_id=HOSTILE,
+            head_title=HOSTILE,
+            head_version=HOSTILE,
+            limits=(HOSTILE,),
+            evidence_words=HOSTILE,
+        ),
+    )
+    hostile = replace(
+        spoken, opinions=(shown,), heads_off=(HOSTILE,), maps=replace(spoken.maps, attention_title=HOSTILE)
+    )
+    page = render_report(hostile)
+    parsed, calm = outline(page), outline(render_report(spoken))
+    assert "<script" not in page
+    assert {tag for tag, _ in parsed.tags} <= {tag for tag, _ in calm.tags}
+    assert not [name for _, attributes in parsed.tags for name in attributes if name.startswith("on")]
+    assert all(str(image["src"]).startswith("data:") for image in parsed.of("img"))
+    assert parsed.text.count(HOSTILE) >= 14
+
+
+def test_the_page_stays_small_with_twelve_findings_and_shows_tiles_of_each(
+    make_maps: Callable[..., SlideMaps],
+    make_content: Callable[..., ReportContent],
+    make_attention: Callable[..., SlideMaps],
+    make_opinion: Voice,
+) -> None:
+    rng = np.random.default_rng(0)
+    maps = make_attention(make_maps(700, 550, groups=12))
+    noise = replace(maps, thumbnail=rng.integers(0, 255, maps.thumbnail.shape, np.uint8))
+    tiles = tuple(ShownTile(rng.integers(0, 255, (224, 224, 3), np.uint8), i, 0, 0) for i in range(12))
+    opinions = tuple(make_opinion(head=f"head {i}", tiles=8) for i in range(3))
+    worst = replace(make_content(noise), group_tiles=(tiles,) * 12, novel_tiles=tiles, opinions=opinions)
+    page = render_report(worst)
+    assert len(page.encode()) < LARGEST_PAGE_BYTES
+    assert page.count('class="finding"') == page.count("Tiles that speak for") == 12
+    assert page.count('<figure id="finding-2-3-against-') == 3

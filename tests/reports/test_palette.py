@@ -5,6 +5,7 @@ import pytest
 
 from slideway.reports.page import templates
 from slideway.reports.palette import (
+    ATTENTION_BANDS,
     FOCUS_BANDS,
     GROUP_COLOURS,
     NOVELTY_BANDS,
@@ -50,22 +51,31 @@ def test_any_two_groups_differ_for_every_kind_of_sight(sight: str, ground: int) 
     assert apart.min() > 17
 
 
-@pytest.mark.parametrize("bands", [NOVELTY_BANDS, FOCUS_BANDS[::-1]], ids=["novelty", "focus"])
+@pytest.mark.parametrize(
+    "bands", [NOVELTY_BANDS, FOCUS_BANDS[::-1], ATTENTION_BANDS], ids=["novelty", "focus", "attention"]
+)
 @pytest.mark.parametrize("sight", SIGHT)
 def test_ordered_scales_grow_darker_step_by_step_for_every_kind_of_sight(sight: str, bands: tuple) -> None:
     lightness = lab_as_seen([band.colour for band in bands], sight, 205)[:, 0]
     assert (np.diff(lightness) < -5).all()
 
 
+@pytest.mark.parametrize("sight", SIGHT)
+def test_the_tiles_looked_at_most_stand_out_from_all_others_for_every_kind_of_sight(sight: str) -> None:
+    for ground in (140, 205, 250):
+        lightness = lab_as_seen([band.colour for band in ATTENTION_BANDS], sight, ground)[:, 0]
+        assert lightness[-2] - lightness[-1] > 15
+
+
 def test_bands_rise() -> None:
-    for bands in (NOVELTY_BANDS, FOCUS_BANDS):
+    for bands in (NOVELTY_BANDS, FOCUS_BANDS, ATTENTION_BANDS):
         limits = [band.from_value for band in bands]
         assert limits == sorted(set(limits))
         assert limits[0] == 0
 
 
 def test_legends_never_name_a_disease() -> None:
-    words = " ".join(band.text for band in (*NOVELTY_BANDS, *FOCUS_BANDS)).lower()
+    words = " ".join(band.text for band in (*NOVELTY_BANDS, *FOCUS_BANDS, *ATTENTION_BANDS)).lower()
     assert not re.search(r"cancer|tumou?r|malign|abnormal|suspic|lesion", words)
 
 
@@ -98,6 +108,7 @@ def test_text_of_the_page_stands_out_in_light_dark_and_print() -> None:
     for theme in themes:
         for text, ground in (("text", "ground"), ("text", "surface"), ("quiet", "ground"), ("quiet", "surface")):
             assert contrast(theme[text], theme[ground]) >= 4.5
-        for badge in ("good", "look", "none"):
+        assert contrast(theme["ai-bar"], theme["line"]) >= 3  # WCAG 2.2, 1.4.11: parts of a picture that carry meaning
+        for badge in ("good", "look", "none", "ai"):
             assert contrast(theme[f"{badge}-text"], theme[badge]) >= 7
         assert contrast(theme["accent"], theme["ground"]) >= 4.5

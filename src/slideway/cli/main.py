@@ -32,7 +32,7 @@ INTERRUPTED = 130
 class _Commands(click.Group):
     """Imports a command's module only when it is called, so that --help answers at once."""
 
-    names = ("read", "info", "doctor", "demo", "export", "models", "similar")
+    names = ("read", "info", "doctor", "demo", "export", "models", "similar", "cohort", "train", "evaluate", "coverage")
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(self.names)

@@ -26,6 +26,7 @@ WORDS = {
     "screen": "looking it over",
     "encode": "reading tiles",
     "heads": "grouping tiles",
+    "findings": "asking heads",
     "draw": "drawing",
 }
 
@@ -82,6 +83,36 @@ class Terminal:
         if self.first_tile_s is None:
             self.first_tile_s = process_age_s()
         self._progress.update(self._task, completed=done, total=total)
+
+
+class Steps:
+    """Progress of named steps, each with so many parts, on standard error; silent when nobody looks at a terminal."""
+
+    def __init__(self) -> None:
+        console = Console(stderr=True)
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            console=console,
+            transient=True,
+            disable=not console.is_terminal,
+        )
+        self._task = self._progress.add_task("checking", total=None)
+
+    def __enter__(self) -> Self:
+        self._progress.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._progress.stop()
+
+    def on_step(self, name: str, done: int, total: int) -> None:
+        """So many parts of a step are done."""
+        self._progress.update(self._task, description=name, completed=done, total=total)
 
 
 class Bytes:

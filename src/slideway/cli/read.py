@@ -11,6 +11,7 @@ import click
 from slideway.cli.progress import Terminal
 from slideway.core.errors import SlidewayError, WrongUseError
 from slideway.pipeline.folder import Outcome, find_slides, read_slides
+from slideway.pipeline.opinions import choose_heads
 from slideway.pipeline.profile import PROFILES, STANDARD
 from slideway.registry.store import DEFAULT_ENCODER, find_encoder
 from slideway.slides.resolution import load_profiles
@@ -35,10 +36,13 @@ SOME_FAILED = 5
               help="How much to read: thrifty a third, standard every tile, thorough rims and blur too.")  # fmt: skip
 @click.option("--export", "exports", multiple=True, type=click.Choice(["h5", "h5ad", "geojson"]),
               help="Also write the bag for TRIDENT (h5), AnnData (h5ad), QuPath (geojson); repeatable.")  # fmt: skip
+@click.option("--head", "heads", multiple=True, metavar="ID",
+              help="Ask this head, in force or not; repeatable. Default: all heads in force.")  # fmt: skip
+@click.option("--no-heads", is_flag=True, help="Ask no head: no findings.")
 @click.option("--again", is_flag=True, help="Read also what is already read.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object a slide, one a line.")
 def command(slides: tuple[Path, ...], *, config: Path | None, encoder: str, as_json: bool, **settings: Any) -> int:
-    """Read slides: tissue, quality, embeddings, groups of like tiles, novelty.
+    """Read slides: tissue, quality, embeddings, groups of like tiles, novelty, findings of heads in force.
 
     SLIDE is a slide file, a DICOM folder, or a folder that is searched for slides. What is already read is kept, so an
     interrupted run goes on where it stopped. Each slide gets a folder with overlay.png, report.html, result.json and
@@ -54,11 +58,14 @@ def command(slides: tuple[Path, ...], *, config: Path | None, encoder: str, as_j
       slideway read scans/ --out answers
       slideway read old-scan.tif --mpp 0.25
       slideway read scans/ --profile thrifty
-      slideway read biopsy.svs --json | jq .quality
+      slideway read biopsy.svs --head my-head        ask a head by name, also one that is off
+      slideway read biopsy.svs --json | jq .findings
     """
     if settings["mpp"] is not None and settings["estimate_mpp"]:
         raise WrongUseError("--mpp gives the resolution and --estimate-mpp asks to guess it; use one of them")
+    settings["heads"] = _name_heads(settings["heads"], none=settings.pop("no_heads"))
     card = find_encoder(encoder)
+    choose_heads(card, settings["heads"])  # refuses before any slide is read
     profiles = load_profiles(config)
     found = find_slides(slides)
     if not found:
@@ -78,6 +85,13 @@ def command(slides: tuple[Path, ...], *, config: Path | None, encoder: str, as_j
             outcomes.append(outcome)
             say(outcome, as_json=as_json, first_tile_s=terminal.first_tile_s)
     return exit_code(outcomes)
+
+
+def _name_heads(names: tuple[str, ...], *, none: bool) -> tuple[str, ...] | None:
+    """Heads to ask: None for those in force."""
+    if names and none:
+        raise WrongUseError("--head asks a head and --no-heads asks none; use one of them")
+    return () if none else names or None
 
 
 def exit_code(outcomes: list[Outcome]) -> int:
@@ -126,9 +140,22 @@ def _in_words(outcome: Outcome) -> str:
         f"{result['grid']['tiles']:,} tiles in {result['timing']['total_s']:.1f} s "
         f"({result['timing']['tiles_per_s']:.0f} tiles/s)"
     )
-    reasons = [f"  - {reason['text']}" for reason in result["quality"]["reasons"]]
+    reasons = [f"  {_say_finding(finding)}" for finding in result.get("findings", [])]
+    reasons += [f"  - {reason['text']}" for reason in result["quality"]["reasons"]]
     shown = folder / "report.html"
     return "\n".join([line + "".join(f" · {mark}" for mark in marks), *reasons, f"  {shown}"])
+
+
+def _say_finding(finding: dict[str, Any]) -> str:
+    """One line a finding: what a person must see without opening the report."""
+    off = "" if finding["in_force"] else ", off by default"
+    starter = f"(research, not validated{off})"
+    if finding["answer"] == "answer":
+        label = finding["labels"][0]
+        return f"{finding['title']} {label}, {finding['probabilities'][label]:.2f} {starter}"
+    why = finding["reasons"][0]["text"]
+    words = {"set": " or ".join(finding["labels"]), "refer": "refer to an expert", "not-readable": "not readable"}
+    return f"{finding['title']} {words[finding['answer']]}: {why} {starter}"
 
 
 def _say_profile(result: dict[str, Any]) -> list[str]:

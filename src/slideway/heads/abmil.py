@@ -33,7 +33,9 @@ class Projection:
         parts = [np.empty((0, self.axes.shape[1]), np.float32)]
         for start in range(0, len(vectors), _ROWS):
             rows = vectors[start : start + _ROWS].astype(np.float32)
-            if not np.isfinite(rows.sum()):  # one pass over the numbers; any that is not finite shows in the sum
+            with np.errstate(invalid="ignore"):  # +inf and -inf in one sum
+                is_whole = np.isfinite(rows.sum())  # one pass over the numbers: any that is not finite shows
+            if not is_whole:
                 rows[~np.isfinite(rows).all(axis=1)] = self.mean
             parts.append(rows @ self.axes - shift)
         return np.concatenate(parts)

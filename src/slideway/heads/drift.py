@@ -18,7 +18,7 @@ MIN_WINDOW = 5
 _REFERENCE_WINDOWS = 2
 _REFERENCE_LEAST = 30
 _REFERENCE_CASES = 1_000  # the kernel of more takes seconds and changes no figure
-_AXES = 16  # on 64 axes ordinary windows raised 10 to 50 times the alarms asked for: spread along faint ones is unknown
+_AXES = 16  # on 64 axes 13 % or more of ordinary windows raised an alarm at 1 %: how far faint ones spread is unknown
 _AXIS_CASES = 5  # reference cases for each axis at least
 # Added to the variance of every axis, as a share of their mean: faint axes carry little and would decide alone.
 _SHRINKAGE = 0.1

@@ -46,22 +46,33 @@ def score_tiles(scorer: InstanceScorer, vectors: NDArray[Any], task: str) -> Flo
     return logits
 
 
-def score_instances(scorer: InstanceScorer, projected: Floats) -> BagScores:
+def score_instances(scorer: InstanceScorer, projected: Floats, weights: Floats | None = None) -> BagScores:
     """Score a bag; its attention lies evenly on the highest tiles of the first task.
 
     Args:
         scorer: The head.
         projected: (n_tiles, rank) tiles behind the input layer, n_tiles at least 1.
+        weights: (n_tiles,) how many tiles of the tissue each stands for; None means 1 each.
     """
     logits, push, looked_at = {}, {}, {}
+    stands_for = np.ones(len(projected)) if weights is None else weights.astype(np.float64)
+    share = stands_for / stands_for.sum()
     for question in scorer.questions:
         matrix, bias = scorer.tasks[question.id]
         each = (projected @ matrix)[:, 0] + bias[0]
-        count = min(len(each), max(LEAST_TOP, round(TOP_SHARE * len(each))))
-        highest = np.argpartition(-each, count - 1)[:count]
-        attention = np.zeros(len(each), np.float32)
-        attention[highest] = 1 / count
-        logits[question.id] = np.array([each[highest].mean()], np.float32)
-        push[question.id] = ((each - each.mean()) / len(each))[:, None].astype(np.float32)
-        looked_at[question.id] = attention
+        attention = _look_at_highest(each, stands_for)
+        logits[question.id] = np.array([attention @ each], np.float32)
+        push[question.id] = (share * (each - share @ each))[:, None].astype(np.float32)
+        looked_at[question.id] = attention.astype(np.float32)
     return BagScores(projected, logits, looked_at[scorer.questions[0].id], push)
+
+
+def _look_at_highest(each: Floats, stands_for: NDArray[np.float64]) -> NDArray[np.float64]:
+    """(n_tiles,) summing to 1: evenly on the tissue's highest tiles; of a tile that stands for several, what fits."""
+    total = stands_for.sum()
+    wanted = min(total, max(LEAST_TOP, round(TOP_SHARE * total)))
+    order = np.argsort(-each, kind="stable")
+    before = np.cumsum(stands_for[order]) - stands_for[order]
+    attention = np.zeros(len(each))
+    attention[order] = np.clip(wanted - before, 0, stands_for[order]) / wanted
+    return attention

@@ -197,7 +197,7 @@ def _find_cautions(circumstances: Circumstances) -> Iterator[Reason]:
         yield Reason("quality-limited", f"The slide is readable with limits. {_tell(quality)}".strip())
     if quality is None:
         yield Reason("quality-unknown", "The slide's quality was not graded.")
-    if not circumstances.stain:
+    if circumstances.head_stain and not circumstances.stain:
         yield Reason("stain-unknown", f"Nobody says how the slide is stained; {circumstances.head_stain} is presumed.")
 
 

@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-import slideway
 from slideway.heads.abmil import Abmil
 from slideway.heads.conformal import calibrate
 from slideway.heads.fit import Training, fit_abmil
@@ -246,7 +245,6 @@ def _name_encoder(sample: Sample) -> EncoderFacts:
 def _evaluate(sample: Sample, plan: Plan, judged: Sequence[TaskJudgement], split: str, folds: int) -> dict[str, Any]:
     return {
         "head": plan.head_id,
-        "slideway": slideway.__version__,
         "command": plan.command,
         "split": split,
         "folds": folds,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,6 +27,8 @@ from slideway.reports import (
     draw_overlay,
     render_report,
 )
+from slideway.reports.content import ShownFinding, ShownOpinion
+from slideway.reports.findings import say_finding
 from slideway.slides import OpenedSlide
 from slideway.tissue import BLURRED_BELOW
 
@@ -53,10 +56,12 @@ def draw_reading(
         novelty=reading.novelty,
         excluded=reading.blurred if len(reading.blurred) else None,
         resolution=survey.slide.resolution,
+        **_attend(reading),
     )
     verdict = reading.quality.verdict.value
     lines = [survey.slide.name, f"{verdict} · {survey.mask.area_mm2:.1f} mm² tissue · {len(reading.bag):,} tiles"]
     said = say_plan(reading.result["profile"])
+    lines += [say_finding(finding) for opinion in reading.opinions for finding in opinion.findings]
     warnings = [*(reason.text for reason in reading.quality.reasons), *said]
     overlay = draw_overlay(maps, title_lines=lines, notes=warnings)
     content = ReportContent(
@@ -72,10 +77,41 @@ def draw_reading(
         seconds_by_step=seconds,
         bytes_by_output={"slide file": slide_bytes, "bag (embeddings)": 2 * reading.bag.width * len(reading.bag)},
         notes=said,
+        opinions=_show_opinions(opened, reading),
+        heads_off=reading.heads_off,
         made_at=datetime.now(UTC),
         slideway_version=slideway.__version__,
     )
     return {"overlay.png": _encode_png(overlay), "report.html": render_report(content).encode("utf-8")}
+
+
+def _attend(reading: SlideReading) -> dict[str, Any]:
+    """Where the first head that read the slide looked."""
+    for opinion in reading.opinions:
+        if opinion.attention is not None and opinion.findings:
+            return {"attention": opinion.attention, "attention_title": f"{opinion.head_title}"}
+    return {}
+
+
+def _show_opinions(opened: OpenedSlide, reading: SlideReading) -> tuple[ShownOpinion, ...]:
+    """Every opinion with the tiles that speak for and against it."""
+    findings = [finding for opinion in reading.opinions for finding in opinion.findings]
+    wanted = [tile for f in findings for tile in (*f.evidence.for_tiles, *f.evidence.against_tiles)]
+    distinct = list(dict.fromkeys(wanted))
+    pixels = dict(zip(distinct, _show(opened, reading, distinct), strict=True))
+
+    def show(tiles: Sequence[int]) -> tuple[ShownTile, ...]:
+        return tuple(pixels[tile] for tile in tiles)
+
+    return tuple(
+        ShownOpinion(
+            opinion,
+            tuple(
+                ShownFinding(f, show(f.evidence.for_tiles), show(f.evidence.against_tiles)) for f in opinion.findings
+            ),
+        )
+        for opinion in reading.opinions
+    )
 
 
 def _picture(opened: OpenedSlide, survey: Survey) -> NDArray[np.uint8]:

@@ -9,7 +9,17 @@ from pathlib import Path
 from typing import Any
 
 from slideway.bundles import EXPORTS
-from slideway.core.errors import DiskFullError, OutputError, SlideAccessError, SlidewayError, UntrustedEncoderError
+from slideway.core.errors import (
+    DiskFullError,
+    FingerprintMismatchError,
+    OutputError,
+    SlideAccessError,
+    SlidewayError,
+    UnknownHeadError,
+    UntrustedEncoderError,
+    UntrustedHeadError,
+)
+from slideway.pipeline.opinions import choose_heads
 from slideway.pipeline.output import distinct_folder_names
 from slideway.pipeline.profile import STANDARD
 from slideway.pipeline.read import read_slide
@@ -41,6 +51,10 @@ SLIDE_SUFFIXES = frozenset(
         ".isyntax",
     ]
 )
+
+
+# A head that is refused would be refused for every slide.
+_HEADS_FAULT = (UnknownHeadError, UntrustedHeadError, FingerprintMismatchError)
 
 
 @dataclass(frozen=True)
@@ -135,7 +149,7 @@ def read_slides(
                 continue
             replaced = None if again else _say_replaced(out / names[path], card, settings)
             reading = read_slide(path, out=out, name=names[path], encoder=card.folder, **settings)
-        except (OutputError, DiskFullError, UntrustedEncoderError):
+        except (OutputError, DiskFullError, UntrustedEncoderError, *_HEADS_FAULT):
             raise
         except SlidewayError as error:
             yield Outcome(path, "failed", error=error)
@@ -149,6 +163,8 @@ def _find_answer(path: Path, folder: Path, card: ModelCard, settings: dict[str, 
     if result is None or result["schema"] != SCHEMA or result["encoder"]["fingerprint"] != card.fingerprint:
         return None
     if _profile_of(result) != settings.get("profile", STANDARD):
+        return None
+    if result.get("heads", []) != choose_heads(card, settings.get("heads")).stamps:
         return None
     if not _same_resolution(result["slide"], settings) or not _has_files(folder, result, settings):
         return None
@@ -168,6 +184,8 @@ def _say_replaced(folder: Path, card: ModelCard, settings: dict[str, Any]) -> st
         return f"encoder {result['encoder']['id']}"
     if _profile_of(result) != settings.get("profile", STANDARD):
         return f"profile {_profile_of(result)}"
+    if result.get("heads", []) != choose_heads(card, settings.get("heads")).stamps:
+        return f"heads {', '.join(head['id'] for head in result.get('heads', [])) or 'none'}"
     return None
 
 

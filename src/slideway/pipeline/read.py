@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -16,11 +16,21 @@ from numpy.typing import NDArray
 from slideway.bundles import BagWriter, export_bag, read_bag
 from slideway.core.bag import EmbeddingBag
 from slideway.core.errors import DiskFullError, WrongUseError
+from slideway.core.opinion import Opinion
 from slideway.core.tissue import QualityGrade, TileGrid
 from slideway.encoders import Encoder, encode_tiles, load_encoder
 from slideway.heads import find_novelty, group_tiles, select_tiles
+from slideway.heads.head import Head
 from slideway.pipeline.drawing import draw_reading
 from slideway.pipeline.machine import count_cores, cpu_seconds_of, free_disk_bytes
+from slideway.pipeline.opinions import (
+    HeadChoice,
+    choose_heads,
+    describe_opinions,
+    gather_facts,
+    give_opinions,
+    load_heads,
+)
 from slideway.pipeline.output import OutputFolder, folder_name
 from slideway.pipeline.profile import (
     LEAST_TISSUE,
@@ -82,6 +92,7 @@ def read_slide(
     profile: str = STANDARD,
     exports: Sequence[str] = (),
     name: str | None = None,
+    heads: Sequence[str | Path] | None = None,
     progress: Progress | None = None,
 ) -> SlideReading:
     """Read one slide and write its answer into a folder of its own.
@@ -99,6 +110,8 @@ def read_slide(
             chooses, about a third) or `thorough` (rims and blurred tiles too); docs/profiles.md.
         exports: Any of `h5`, `h5ad`, `geojson`.
         name: Name of the output folder; None makes it from the file's name.
+        heads: Heads that are to speak, by id or folder, whether in force or not; None takes those in force, an empty
+            list none.
         progress: Who is told how far it is.
 
     Returns:
@@ -108,16 +121,21 @@ def read_slide(
         UnreadableSlideError: The file cannot be read; the message names the true cause.
         UnknownResolutionError: Nothing states the microns per pixel.
         UntrustedEncoderError: The encoder does not compute here what its card promises.
+        UnknownHeadError: A head that was named is not there.
+        UntrustedHeadError: A head does not compute here what it did when it was made.
+        FingerprintMismatchError: A head that was named reads another encoder's bags.
         OutputError: The output folder cannot be written; nothing half-written stays.
         WrongUseError: There is no such profile.
     """
     if profile not in PROFILES:
         raise WrongUseError(f"there is no profile {profile!r}; profiles are {', '.join(PROFILES)}")
+    card = find_encoder(encoder)
     return _Journey(
         path=Path(path),
         out=Path(out),
         settings={"mpp": mpp, "estimate": estimate_mpp, "exports": tuple(exports), "name": name, "profile": profile},
-        card=find_encoder(encoder),
+        card=card,
+        choice=choose_heads(card, heads),
         engine=engine,
         threads=threads or count_cores(),
         profiles=load_profiles(None) if profiles is None else profiles,
@@ -133,6 +151,7 @@ class _Journey:
     out: Path
     settings: dict[str, Any]
     card: ModelCard
+    choice: HeadChoice
     engine: str | None
     threads: int
     profiles: Sequence[ScannerProfile]
@@ -145,9 +164,10 @@ class _Journey:
         began = time.perf_counter()
         name = self.settings["name"] or folder_name(self.path)
         # Hashing and loading the encoder wait for disk and other cores: both run beside opening the slide.
-        with OutputFolder(self.out, name) as output, ThreadPoolExecutor(2) as beside:
+        with OutputFolder(self.out, name) as output, ThreadPoolExecutor(3) as beside:
             hashing = beside.submit(hash_slide, self.path)
             loading = beside.submit(load_encoder, self.card, engine=self.engine, threads=self.threads)
+            consulting = beside.submit(load_heads, self.choice)
             with self._step("open"):
                 opened = self.opened = open_slide(self.path)
             with opened:
@@ -155,6 +175,8 @@ class _Journey:
                 encoder = loading.result()
                 bag, focus, lost = self._encode(opened, plan, output.path, encoder, hashing)
                 reading = self._describe(plan, bag, focus, lost, output.path)
+                with self._step("findings"):
+                    reading = self._consult(opened, plan, reading, consulting)
                 with self._step("draw"):
                     drawn = draw_reading(opened, plan.survey, reading, encoder, self.seconds)
             self._finish(output.path, reading, encoder, drawn, began)
@@ -253,6 +275,21 @@ class _Journey:
             folder=folder,
             result=result,
         )
+
+    def _consult(
+        self, opened: OpenedSlide, plan: ReadingPlan, reading: SlideReading, consulting: Future[tuple[Head, ...]]
+    ) -> SlideReading:
+        """Add what the heads say."""
+        heads = consulting.result()
+        opinions: tuple[Opinion, ...] = ()
+        if heads:
+            opinions = give_opinions(
+                self.choice, heads, reading.bag, gather_facts(opened, plan.survey, reading.quality)
+            )
+        reading.result["heads"] = self.choice.stamps
+        reading.result["heads_off"] = list(self.choice.silent)
+        reading.result["findings"] = describe_opinions(opinions, reading.bag)
+        return replace(reading, opinions=opinions, heads_off=self.choice.silent)
 
     def _finish(
         self, folder: Path, reading: SlideReading, encoder: Encoder, drawn: dict[str, bytes], began: float

@@ -8,6 +8,7 @@ from typing import Any
 
 from slideway.core.bag import EmbeddingBag
 from slideway.core.findings import Novelty, TissueGroups
+from slideway.core.opinion import Opinion
 from slideway.core.slide import Slide
 from slideway.core.tissue import QualityGrade, TileGrid, TissueMask
 from slideway.registry.card import ModelCard
@@ -29,6 +30,8 @@ class SlideReading:
         card: Card of the encoder.
         folder: Where result.json, overlay.png, report.html and bag.safetensors are.
         result: Contents of result.json.
+        opinions: What heads say of it; research opinions, never a diagnosis.
+        heads_off: A sentence for each question that an installed head could answer and does not.
     """
 
     slide: Slide
@@ -42,3 +45,5 @@ class SlideReading:
     card: ModelCard
     folder: Path
     result: dict[str, Any] = field(repr=False)
+    opinions: tuple[Opinion, ...] = ()
+    heads_off: tuple[str, ...] = ()

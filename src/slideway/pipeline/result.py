@@ -13,7 +13,7 @@ from slideway.core.findings import Novelty, TissueGroups
 from slideway.core.slide import ResolutionSource, Slide
 from slideway.core.tissue import QualityGrade, TissueMask
 
-SCHEMA = "slideway-result/1.1"
+SCHEMA = "slideway-result/1.2"
 
 
 def describe_slide(slide: Slide, sha256: str, n_bytes: int) -> dict[str, Any]:

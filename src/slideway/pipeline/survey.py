@@ -84,14 +84,14 @@ def settle_resolution(
     """
     slide = decide_resolution(opened.slide, given=given, profiles=profiles, path=path)
     if slide.resolution.mpp is None and estimate:
-        found = estimate_mpp(_tissue_crops(opened, slide))
+        found = estimate_mpp(cut_tissue(opened, slide))
         resolution = Resolution(found.mpp, ResolutionSource.ESTIMATED, found.detail)
         slide = dataclasses.replace(slide, resolution=resolution)
     _ = slide.mpp  # raises when nothing states it
     return slide
 
 
-def _tissue_crops(opened: OpenedSlide, slide: Slide) -> list[NDArray[np.uint8]]:
+def cut_tissue(opened: OpenedSlide, slide: Slide) -> list[NDArray[np.uint8]]:
     """Level-0 crops spread over the tissue, found without knowing the scale."""
     downsample = max(1.0, thumbnail_floor(slide) * 2)
     thumbnail = opened.read_thumbnail(downsample)

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from slideway.core.findings import Novelty, TissueGroups
+from slideway.core.opinion import AttentionMap, Finding, Opinion
 from slideway.core.slide import Resolution, ResolutionSource, Slide
 from slideway.core.tissue import QualityGrade, TileGrid, TissueMask
 
@@ -27,6 +28,8 @@ class SlideMaps:
         novelty: Novelty of each tile of `grid`; None when the encoder has no reference set.
         excluded: Tiles on tissue that were left out as blurred; None means that none were.
         resolution: The slide's level-0 resolution; its source decides whether lengths are marked as estimated.
+        attention: Where one head looked, a weight for each tile of `grid`; None when no head spoke.
+        attention_title: Which head or question that is, e.g. `Neoplastic?`; stands in the map's heading.
     """
 
     thumbnail: NDArray[np.uint8]
@@ -37,6 +40,8 @@ class SlideMaps:
     novelty: Novelty | None
     excluded: TileGrid | None
     resolution: Resolution
+    attention: AttentionMap | None = None
+    attention_title: str = ""
 
     def __post_init__(self) -> None:
         if self.thumbnail.ndim != 3 or self.thumbnail.shape[2] != 3 or 0 in self.thumbnail.shape:
@@ -47,6 +52,8 @@ class SlideMaps:
             raise ValueError("groups must name exactly one group for each tile of the grid")
         if self.novelty is not None and len(self.novelty.percentile) != len(self.grid):
             raise ValueError("novelty must hold exactly one percentile for each tile of the grid")
+        if self.attention is not None and len(self.attention.weight) != len(self.grid):
+            raise ValueError("attention must hold exactly one weight for each tile of the grid")
 
     @property
     def is_estimated(self) -> bool:
@@ -71,6 +78,40 @@ class ShownTile:
     x_level0_px: int
     y_level0_px: int
     novelty_percentile: float | None = None
+
+
+@dataclass(frozen=True)
+class ShownFinding:
+    """One finding with the pixels that speak for and against it.
+
+    Attributes:
+        finding: What the head says.
+        for_tiles: Tiles that speak most for its leading label, most telling first.
+        against_tiles: Tiles that speak most against it.
+    """
+
+    finding: Finding
+    for_tiles: tuple[ShownTile, ...] = ()
+    against_tiles: tuple[ShownTile, ...] = ()
+
+
+@dataclass(frozen=True)
+class ShownOpinion:
+    """What one head says of the slide, with the findings that are shown of it.
+
+    Attributes:
+        opinion: All that the head says.
+        findings: Those of its findings that are shown, in the order to show, parents before children.
+    """
+
+    opinion: Opinion
+    findings: tuple[ShownFinding, ...]
+
+    def __post_init__(self) -> None:
+        asked = {finding.task.id for finding in self.opinion.findings}
+        foreign = [shown.finding.task.id for shown in self.findings if shown.finding.task.id not in asked]
+        if foreign:
+            raise ValueError(f"{self.opinion.head_id} was not asked {', '.join(foreign)}")
 
 
 @dataclass(frozen=True)
@@ -139,6 +180,9 @@ class ReportContent:
         notes: Further sentences that a reader must see, e.g. a scanner profile's warning.
         made_at: When the slide was read; None leaves the time out.
         slideway_version: Version that read it.
+        opinions: What heads say of the slide, in the order to show; research opinions, never a diagnosis.
+        heads_off: One sentence for each head or question that is installed for this encoder and was not asked, with the
+            reason, e.g. `Neoplastic? (slideway-atlas): off, not better than its baseline`.
     """
 
     slide: Slide
@@ -155,3 +199,5 @@ class ReportContent:
     notes: tuple[str, ...] = ()
     made_at: datetime | None = None
     slideway_version: str = ""
+    opinions: tuple[ShownOpinion, ...] = ()
+    heads_off: tuple[str, ...] = ()

@@ -1,4 +1,4 @@
-"""Draw one picture of a slide: tissue, groups and novelty on its thumbnail, with legend and scale bar."""
+"""Draw one picture of a slide: tissue, groups, novelty and attention on its thumbnail, with legend and scale bar."""
 
 from __future__ import annotations
 
@@ -30,6 +30,10 @@ _ENTRY_PX, _SWATCH_PX = 36, 28
 _MEANING = (
     "Groups hold tiles that look alike; nobody has named them. Novelty says how unlike the reference set a tile is. "
     "Neither is a diagnosis."
+)
+_MEANING_OF_ATTENTION = (
+    "Attention says which tiles weighed most in what a head found. It does not say where disease is, and a finding is "
+    "no diagnosis."
 )
 
 
@@ -63,7 +67,7 @@ class _Layout:
 
 
 def draw_overlay(maps: SlideMaps, *, title_lines: Sequence[str] = (), notes: Sequence[str] = ()) -> NDArray[np.uint8]:
-    """Draw tissue, groups and novelty of one slide as one picture.
+    """Draw tissue, groups, novelty and attention of one slide as one picture.
 
     The maps stand side by side, or one above the other where that draws them larger. Lettering is ASCII with µ and ²:
     other scripts in `title_lines` are spelt out or become an ellipsis.
@@ -87,11 +91,14 @@ def draw_overlay(maps: SlideMaps, *, title_lines: Sequence[str] = (), notes: Seq
 
 
 def _count_panels(maps: SlideMaps) -> int:
-    return 1 if not len(maps.grid) else 2 if maps.novelty is None else 3
+    return 2 + (maps.novelty is not None) + (maps.attention is not None) if len(maps.grid) else 1
 
 
 def _lay_out(panels: int, aspect: float) -> _Layout:
     """Choose what draws the pictures largest: tall ones stand beside each other, wide ones are stacked."""
+    if panels > 3 and 1.6 < aspect <= 5:
+        # Two by two: the fitted pictures grow by a fifth and more against four in a row, and more than when stacked.
+        return _Layout(2, (_FULL_WIDTH_PX - _GAP_PX) // 2, has_legend_beside=False)
     beside_px = (_FULL_WIDTH_PX - (panels - 1) * _GAP_PX) / panels
     # 1200 px is what a 16:9 screen leaves of the full width's height: stack when the fitted pictures grow by it.
     if panels > 1 and 1200 / panels * aspect > beside_px:
@@ -100,6 +107,8 @@ def _lay_out(panels: int, aspect: float) -> _Layout:
         widest_px = _FULL_WIDTH_PX - _GAP_PX - _LEGEND_PX
         return _Layout(1, round(min(widest_px, 2400 / panels * aspect)), has_legend_beside=True)
     picture_px = max(1, round(min(beside_px, (1500 if panels > 1 else 1000) * aspect)))
+    if picture_px < _LEGEND_PX / 2 and panels > 3:  # no room for legends beside four
+        return _Layout(panels, max(1, round(min(beside_px, 2000 * aspect))), has_legend_beside=False)
     if picture_px < _LEGEND_PX / 2:
         strip_px = min(2200 * aspect, beside_px - _GAP_PX - _LEGEND_PX)
         return _Layout(panels, max(1, round(strip_px)), has_legend_beside=True)
@@ -154,6 +163,8 @@ def _draw_head(maps: SlideMaps, title_lines: Sequence[str], width_px: int) -> Im
 def _draw_foot(maps: SlideMaps, notes: Sequence[str], width_px: int) -> Image.Image:
     """What the maps mean, the reference set, and the caller's notes."""
     texts = [_MEANING] if len(maps.grid) else []
+    if len(maps.grid) and maps.attention is not None:
+        texts.append(_MEANING_OF_ATTENTION)
     if len(maps.grid) and maps.novelty is None:
         texts.append("No novelty map: this encoder has no reference set.")
     elif maps.novelty is not None and len(maps.grid):
@@ -245,6 +256,11 @@ def _draw_swatch(entry: LegendEntry, size_px: int) -> Image.Image:
         draw.rectangle((0, 0, size_px, size_px), fill=entry.colour)
     if entry.pattern is Pattern.LINE:
         draw.rectangle((4, 4, size_px - 5, size_px - 5), outline=entry.colour, width=4)
+    if entry.pattern in {Pattern.PLUS, Pattern.MINUS}:
+        middle_px = size_px // 2
+        draw.line((6, middle_px, size_px - 7, middle_px), fill=entry.colour, width=4)
+        if entry.pattern is Pattern.PLUS:
+            draw.line((middle_px, 6, middle_px, size_px - 7), fill=entry.colour, width=4)
     for offset_px in range(-size_px, 2 * size_px, 9):
         if entry.pattern in {Pattern.HATCH, Pattern.CROSS_HATCH}:
             draw.line((offset_px, size_px, offset_px + size_px, 0), fill=entry.colour, width=3)

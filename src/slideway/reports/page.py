@@ -15,9 +15,20 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from numpy.typing import NDArray
 from PIL import Image
 
+from slideway.core.opinion import Finding, Opinion
 from slideway.core.slide import ResolutionSource
 from slideway.core.tissue import TileGrid, Verdict
-from slideway.reports.content import FocusSummary, ReportContent, ShownTile
+from slideway.reports.content import FocusSummary, ReportContent, ShownFinding, ShownOpinion, ShownTile
+from slideway.reports.findings import (
+    OFF_BUT_ASKED,
+    Badge,
+    Chance,
+    badge_of,
+    chances_of,
+    say_certainty,
+    say_condition,
+    say_strangeness,
+)
 from slideway.reports.palette import LegendEntry, colour_of_group, hex_of, label_of_group, share_text
 from slideway.reports.panels import Panel, draw_focus_panel, draw_panels
 from slideway.reports.scale import draw_scale_bar
@@ -26,6 +37,7 @@ LARGEST_PAGE_BYTES = 5_000_000  # what every mail gateway and hospital archive t
 
 _TILE_PX = 224
 _TILES_A_GROUP, _GROUP_TILES, _NOVEL_TILES = 6, 64, 12
+_TILES_A_SIDE, _FINDING_TILES = 6, 72
 # Tried in this order until the page is small enough; real tissue passes at the first.
 _JPEG_QUALITIES = (88, 75, 55, 35, 15)
 
@@ -69,6 +81,30 @@ class _Group:
     tiles: tuple[_Figure, ...]
 
 
+@dataclass(frozen=True)
+class _Finding:
+    """One finding as the page shows it."""
+
+    anchor: str
+    said: Finding
+    badge: Badge
+    off: str
+    condition: str
+    certainty: str
+    chances: tuple[Chance, ...]
+    sides: tuple[tuple[str, tuple[_Figure, ...]], ...]
+
+
+@dataclass(frozen=True)
+class _Opinion:
+    """What one head says, as the page shows it."""
+
+    anchor: str
+    said: Opinion
+    strangeness: str
+    findings: tuple[_Finding, ...]
+
+
 def render_report(content: ReportContent) -> str:
     """Render the report of one slide as a self-contained HTML page.
 
@@ -76,8 +112,9 @@ def render_report(content: ReportContent) -> str:
     input is escaped; what UTF-8 cannot hold is replaced. The same content gives the same page.
 
     Args:
-        content: What the page shows; of its tiles the first 6 of each group (fewer when there are more than 10 groups)
-            and the first 12 novel ones.
+        content: What the page shows; of its tiles the first 6 of each group (fewer when there are more than 10 groups),
+            the first 6 for and against each finding (fewer when there are more than 6 findings) and the first 12 novel
+            ones.
 
     Returns:
         HTML, below `LARGEST_PAGE_BYTES` as UTF-8: pictures lose quality, never presence, to stay below.
@@ -124,6 +161,7 @@ def _render(content: ReportContent, panels: tuple[Panel, ...], quality: int) -> 
         approx="≈ " if content.maps.is_estimated else "",
         shape=_shape(content),
         figures=[_panel_figure(panel, content.maps.is_estimated, quality) for panel in panels],
+        opinions=_opinions(content.opinions, quality),
         groups=_groups(content, quality),
         novel_tiles=[_tile_figure(t, f"novel-{i}", quality) for i, t in enumerate(content.novel_tiles[:_NOVEL_TILES])],
         focus=_focus_facts(content.focus, content.maps.excluded),
@@ -180,6 +218,43 @@ def _panel_figure(panel: Panel, is_estimated: bool, quality: int) -> _Figure:
     anchor = "map-" + re.sub(r"[^a-z]+", "-", panel.name.lower())
     uri = jpeg_uri(np.asarray(sheet), quality)
     return _Figure(anchor, uri, sheet.width, sheet.height, panel.description, panel.name, legend=panel.legend)
+
+
+def _opinions(opinions: tuple[ShownOpinion, ...], quality: int) -> list[_Opinion]:
+    """Every finding; with many of them fewer tiles of each, so that the page stays small."""
+    count = sum(len(opinion.findings) for opinion in opinions)
+    per_side = min(_TILES_A_SIDE, max(1, _FINDING_TILES // max(1, 2 * count)))
+    return [
+        _Opinion(
+            f"head-{o}",
+            shown.opinion,
+            "" if shown.opinion.strangeness is None else say_strangeness(shown.opinion.strangeness),
+            tuple(
+                _finding(finding, shown.opinion, f"finding-{o}-{f}", per_side, quality)
+                for f, finding in enumerate(shown.findings)
+            ),
+        )
+        for o, shown in enumerate(opinions)
+    ]
+
+
+def _finding(shown: ShownFinding, opinion: Opinion, anchor: str, per_side: int, quality: int) -> _Finding:
+    finding = shown.finding
+    sides = (("for", shown.for_tiles), ("against", shown.against_tiles))
+    return _Finding(
+        anchor=anchor,
+        said=finding,
+        badge=badge_of(finding),
+        off="" if finding.in_force else OFF_BUT_ASKED,
+        condition=say_condition(finding, opinion),
+        certainty=say_certainty(finding),
+        chances=chances_of(finding),
+        sides=tuple(
+            (side, tuple(_tile_figure(t, f"{anchor}-{side}-{i}", quality) for i, t in enumerate(tiles[:per_side])))
+            for side, tiles in sides
+            if tiles
+        ),
+    )
 
 
 def _groups(content: ReportContent, quality: int) -> list[_Group]:

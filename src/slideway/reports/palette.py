@@ -26,6 +26,8 @@ PEN_COLOUR: Colour = (0xC2, 0x7C, 0x00)
 FOLD_COLOUR: Colour = (0x1F, 0x5F, 0xD0)
 LEFT_OUT_COLOUR: Colour = (0x4A, 0x4F, 0x57)
 MOST_NOVEL_COLOUR: Colour = (0x14, 0x18, 0x5C)
+MOST_ATTENDED_COLOUR: Colour = (0x2A, 0x0A, 0x52)
+PUSH_COLOUR: Colour = (0x10, 0x12, 0x14)
 
 
 class Pattern(StrEnum):
@@ -36,6 +38,8 @@ class Pattern(StrEnum):
     HATCH = "hatch"
     BACK_HATCH = "back-hatch"
     CROSS_HATCH = "cross-hatch"
+    PLUS = "plus"
+    MINUS = "minus"
 
 
 @dataclass(frozen=True)
@@ -84,6 +88,15 @@ FOCUS_BANDS: tuple[Band, ...] = (
     Band(1.0, "just above the blur limit: soft", (0xE0, 0x82, 0x14)),
     Band(1.06, "1.06 to 1.13 × the limit: sharp", (0xFD, 0xB8, 0x63)),
     Band(1.13, "1.13 × and above: very sharp", (0xFE, 0xE6, 0xC2)),
+)
+
+# By rank among the slide's tiles, 100 for the tile looked at most: weights differ by orders of magnitude, so that a
+# scale of weights would show one tile and nothing else. Violet is the colour of what a model says.
+ATTENTION_BANDS: tuple[Band, ...] = (
+    Band(0.0, "other 80 %", (0xEA, 0xE7, 0xF6)),
+    Band(80.0, "next 15 %", (0xC2, 0xB8, 0xF0)),
+    Band(95.0, "next 4 %", (0x8F, 0x7A, 0xE5)),
+    Band(99.0, "top 1 % of tiles", (0x4A, 0x14, 0x86)),
 )
 
 

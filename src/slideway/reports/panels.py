@@ -1,4 +1,4 @@
-"""Draw each map of a slide as a picture of its own: tissue, groups, novelty, focus."""
+"""Draw each map of a slide as a picture of its own: tissue, groups, novelty, attention, focus."""
 
 from __future__ import annotations
 
@@ -12,16 +12,20 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
 from slideway.core.findings import Novelty, TissueGroups
+from slideway.core.opinion import AttentionMap
 from slideway.core.tissue import TileGrid
 from slideway.reports.content import FocusSummary, SlideMaps
 from slideway.reports.lettering import measure_text, write_text
 from slideway.reports.palette import (
+    ATTENTION_BANDS,
     FOCUS_BANDS,
     FOLD_COLOUR,
     LEFT_OUT_COLOUR,
+    MOST_ATTENDED_COLOUR,
     MOST_NOVEL_COLOUR,
     NOVELTY_BANDS,
     PEN_COLOUR,
+    PUSH_COLOUR,
     TISSUE_COLOUR,
     Band,
     Colour,
@@ -39,6 +43,10 @@ _TINT = 0.7  # the palette's distances hold at this strength; more would hide th
 _HATCH_STEP_PX = 10
 _LEAST_HOLE_PX2 = 150  # smaller holes would fill the tissue panel with rings
 _WHITE: Colour = (255, 255, 255)
+# A finer tile shows no hatch: a sign beside the tiles looked at most says then which way they push.
+_LEAST_HATCHED_PX = 14
+_SIGNS_A_WAY = 3
+_TOWARDS, _AGAINST = "towards its likeliest answer", "against it"
 _LEFT_OUT = LegendEntry("blurred: left out", LEFT_OUT_COLOUR, Pattern.HATCH)
 
 
@@ -72,7 +80,7 @@ class _Frame:
 
 
 def draw_panels(maps: SlideMaps, *, width_px: int) -> tuple[Panel, ...]:
-    """Draw the maps that the slide has: tissue always, groups with tiles, novelty with a reference set.
+    """Draw the maps that the slide has: tissue always, groups with tiles, novelty with a reference set, attention.
 
     Args:
         maps: What is drawn.
@@ -86,6 +94,8 @@ def draw_panels(maps: SlideMaps, *, width_px: int) -> tuple[Panel, ...]:
         panels.append(_groups_panel(maps, ghost, frame))
         if maps.novelty is not None:
             panels.append(_novelty_panel(maps, maps.novelty, ghost, frame))
+        if maps.attention is not None:
+            panels.append(_attention_panel(maps, maps.attention, ghost, frame))
     return tuple(panels)
 
 
@@ -157,11 +167,19 @@ def _tint(picture: Picture, cells: NDArray[np.int64], colours: Sequence[Colour])
     return tinted
 
 
-def _hatch(picture: Picture, where: NDArray[np.bool_], colour: Colour, pattern: Pattern) -> None:
+def _hatch(
+    picture: Picture,
+    where: NDArray[np.bool_],
+    colour: Colour,
+    pattern: Pattern,
+    *,
+    line_px: int = 3,
+    step_px: int = _HATCH_STEP_PX,
+) -> None:
     """Draw diagonal lines in place."""
     y_px, x_px = np.nonzero(where)
-    across, back = (x_px + y_px) % _HATCH_STEP_PX, (x_px - y_px) % _HATCH_STEP_PX
-    for colour_of_line, from_px, to_px in ((_WHITE, 3, 5), (colour, 0, 3)):
+    across, back = (x_px + y_px) % step_px, (x_px - y_px) % step_px
+    for colour_of_line, from_px, to_px in ((_WHITE, line_px, line_px + 2), (colour, 0, line_px)):
         # A white line beside each coloured one: the hatch is seen on dark tissue and on glass.
         on_line = np.zeros(len(x_px), np.bool_)
         if pattern is not Pattern.BACK_HATCH:
@@ -282,6 +300,104 @@ def _novelty_panel(maps: SlideMaps, novelty: Novelty, ghost: Picture, frame: _Fr
     )
     name = "Novelty: how unlike the reference set"
     return Panel(name, picture, frame.um_per_px_x, _band_legend(NOVELTY_BANDS, shares) + left_out, description)
+
+
+def _attention_panel(maps: SlideMaps, attention: AttentionMap, ghost: Picture, frame: _Frame) -> Panel:
+    band = _bands(_ranks(attention.weight), ATTENTION_BANDS, side="left")
+    picture = _tint(ghost, _cells(maps.grid, band, frame), _colours(ATTENTION_BANDS))
+    left_out = _mark_excluded(picture, maps, frame)
+    pushing = np.where(band >= len(ATTENTION_BANDS) - 2, np.sign(attention.push), 0).astype(np.int64)
+    ways = _cells(maps.grid, pushing + 1, frame)  # 0 against, 1 neither or not among the top 5 %, 2 towards
+    is_fine = maps.grid.tile_um / frame.um_per_px_x < _LEAST_HATCHED_PX
+    if not is_fine:
+        # Sparse: the tissue of the very tiles to look at must be seen.
+        for way, pattern in ((2, Pattern.HATCH), (0, Pattern.BACK_HATCH)):
+            _hatch(picture, ways == way, PUSH_COLOUR, pattern, line_px=2, step_px=_LEAST_HATCHED_PX)
+    _outline(picture, _cells(maps.grid, band, frame) == len(ATTENTION_BANDS) - 1, MOST_ATTENDED_COLOUR, line_px=2,
+             halo_px=1)  # fmt: skip
+    if is_fine:
+        picture = _sign_tiles(picture, maps.grid, attention.weight, pushing, frame)
+    shares = _shares(band, ATTENTION_BANDS, attention.weight)
+    legend = _attention_legend(shares, pushing, is_fine=is_fine)
+    title = f"Attention: {maps.attention_title}" if maps.attention_title else "Attention"
+    description = (
+        f"Attention map of {len(band)} tiles, {maps.attention_title or 'one head'}: the 1 % looked at most hold "
+        f"{share_text(shares[-1])} of the attention. Of the top 5 %, {int((pushing > 0).sum())} tiles push {_TOWARDS} "
+        f"and {int((pushing < 0).sum())} {_AGAINST}."
+    )
+    return Panel(title, picture, frame.um_per_px_x, legend + left_out, description)
+
+
+def _ranks(weight: NDArray[np.float32]) -> NDArray[np.float64]:
+    """Rank of each tile in (0, 100], 100 for the tile looked at most; tiles of equal weight share the lowest rank."""
+    below = np.searchsorted(np.sort(weight), weight, side="left")
+    return np.asarray((below + 1) * 100 / max(1, len(weight)), np.float64)
+
+
+def _attention_legend(shares: Sequence[float], pushing: NDArray[np.int64], *, is_fine: bool) -> tuple[LegendEntry, ...]:
+    """Bands from the most looked at, each with its share of the attention, then the patterns that occur."""
+    bands = [
+        LegendEntry(f"{band.text}: {share_text(share)}", band.colour)
+        for band, share in zip(ATTENTION_BANDS[::-1], shares[::-1], strict=True)
+    ]
+    bands[0] = LegendEntry(f"{bands[0].text} of the attention", bands[0].colour)
+    marks = (Pattern.PLUS, Pattern.MINUS) if is_fine else (Pattern.HATCH, Pattern.BACK_HATCH)
+    ways = ((pushing > 0, f"pushes {_TOWARDS}", marks[0]), (pushing < 0, f"pushes {_AGAINST}", marks[1]))
+    return (*bands, *(LegendEntry(text, PUSH_COLOUR, mark) for where, text, mark in ways if where.any()))
+
+
+def _sign_tiles(
+    picture: Picture, grid: TileGrid, weight: NDArray[np.float32], pushing: NDArray[np.int64], frame: _Frame
+) -> Picture:
+    """Set + or - beside the tiles looked at most, a sign for each place: beside, so that the tile stays seen."""
+    image = Image.fromarray(picture)
+    draw = ImageDraw.Draw(image)
+    hot = _cells(grid, pushing, frame)
+    taken: list[Box] = []
+    order = np.argsort(-weight, kind="stable")
+    for way, sign in ((1, "+"), (-1, "-")):
+        mine: list[Box] = []
+        for tile in order[pushing[order] == way]:
+            box = _sign_box(grid, int(tile), np.abs(hot) == 1, frame)
+            if not any(_overlap(_widen(box), other) for other in mine) and not any(_overlap(box, o) for o in taken):
+                _draw_sign(draw, box, sign)
+                mine.append(box)
+                taken.append(box)
+            if len(mine) == _SIGNS_A_WAY:
+                break
+    return np.asarray(image)
+
+
+def _sign_box(grid: TileGrid, tile: int, hot: NDArray[np.bool_], frame: _Frame) -> Box:
+    """Where a tile's sign would stand: at the corner of the tile where it covers least of what was looked at most."""
+    size_px = _number_px(frame)
+    tile_px = grid.tile_um / np.array([frame.um_per_px_x, frame.um_per_px_y])
+    x_px, y_px = grid.column_row[tile] * tile_px
+    boxes = []
+    for left, top in (
+        (x_px + tile_px[0] + 1, y_px - size_px - 1),
+        (x_px - size_px - 1, y_px - size_px - 1),
+        (x_px + tile_px[0] + 1, y_px + tile_px[1] + 1),
+        (x_px - size_px - 1, y_px + tile_px[1] + 1),
+    ):
+        left_px = int(np.clip(left, 0, max(0, frame.width_px - size_px - 1)))
+        top_px = int(np.clip(top, 0, max(0, frame.height_px - size_px - 1)))
+        boxes.append((left_px, top_px, left_px + size_px, top_px + size_px))
+    return min(boxes, key=lambda box: int(hot[box[1] : box[3], box[0] : box[2]].sum()))
+
+
+def _widen(box: Box) -> Box:
+    """The room around a sign in which another of its kind would say nothing new."""
+    room_px = 3 * (box[2] - box[0])
+    return box[0] - room_px, box[1] - room_px, box[2] + room_px, box[3] + room_px
+
+
+def _draw_sign(draw: ImageDraw.ImageDraw, box: Box, sign: str) -> None:
+    draw.ellipse(box, fill=PUSH_COLOUR, outline=_WHITE, width=2)
+    x_px, y_px, arm_px = (box[0] + box[2]) // 2, (box[1] + box[3]) // 2, (box[2] - box[0]) // 4
+    draw.line((x_px - arm_px, y_px, x_px + arm_px, y_px), fill=_WHITE, width=3)
+    if sign == "+":
+        draw.line((x_px, y_px - arm_px, x_px, y_px + arm_px), fill=_WHITE, width=3)
 
 
 def _bands(values: NDArray[np.float64], bands: Sequence[Band], *, side: Literal["left", "right"]) -> NDArray[np.int64]:

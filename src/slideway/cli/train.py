@@ -1,0 +1,171 @@
+"""`slideway train`: from a cohort file to a head with its evidence, card and report."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from slideway.cli.progress import Steps
+from slideway.core.errors import WrongUseError
+from slideway.registry.store import DEFAULT_ENCODER
+
+if TYPE_CHECKING:
+    from slideway.learning.train import Plan
+
+SPLIT_WORDS = ("leave-one-case-out", "case-folds", "leave-site-out", "own-split")
+EXTRAS = ("torch", "sklearn", "matplotlib", "threadpoolctl")
+
+
+@click.command("train")
+@click.argument("tasks", nargs=-1, required=True, metavar="TASK...")
+@click.option("--cohort", "cohort_file", type=click.Path(path_type=Path, exists=True, dir_okay=False),
+              help="Cohort file (docs/cohorts.md): slides or bags, cases, labels, sites.")  # fmt: skip
+@click.option("--tiles", "tiles_file", type=click.Path(path_type=Path, exists=True, dir_okay=False),
+              help="Tile table instead: single labelled tiles; makes a head that scores tiles.")  # fmt: skip
+@click.option("--out", type=click.Path(path_type=Path), default=Path("slideway-heads"), show_default=True,
+              help="Parent of the head's folder.")  # fmt: skip
+@click.option("--id", "head_id", metavar="ID", help="Id of the head.  [default: the cohort's name and the tasks]")
+@click.option("--title", help="Its name in words.")
+@click.option("--split", type=click.Choice(SPLIT_WORDS),
+              help="How unseen cases are kept apart.  [default: the cohort's own fold column; else one case at a time "
+                   "up to 60 cases, five folds beyond]")  # fmt: skip
+@click.option("--seeds", type=click.IntRange(1, 20), default=3, show_default=True, help="Networks that are averaged.")
+@click.option("--epochs", type=click.IntRange(1, 1000), default=40, show_default=True, help="Passes over all slides.")
+@click.option("--stain", default="H&E", show_default=True, help="Stain of the cohort.")
+@click.option("--encoder", default=DEFAULT_ENCODER, show_default=True, metavar="ID",
+              help="Encoder for slides that are not read yet.")  # fmt: skip
+@click.option("--work", type=click.Path(path_type=Path), metavar="DIR",
+              help="Where slides that are not read yet are read to.  [default: OUT/bags]")  # fmt: skip
+@click.option("--no-curve", is_flag=True, help="Measure no learning curve.")
+@click.option("--allow-confounded", is_flag=True,
+              help="Accept a label that site, laboratory, scanner or stain tells.")  # fmt: skip
+@click.option("--json", "as_json", is_flag=True, help="Print evaluation.json.")
+def command(
+    tasks: tuple[str, ...],
+    *,
+    cohort_file: Path | None,
+    tiles_file: Path | None,
+    as_json: bool,
+    **settings: Any,
+) -> int:
+    """Train a head for TASK, judge it on cases it has not seen, and write its card.
+
+    TASK is a column of labels: NAME (yes or no, else classes), NAME:ordinal, or NAME:a<b<c. Several are learnt
+    together; `malignant` is asked only of what is `neoplastic`, grade and subtype only of what is malignant.
+
+    Every check of the cohort runs first; a wrong file stops here. Slides that are not read yet are read. Splits are by
+    case, always. Beside the head two baselines are trained on the same folds. Makes OUT/ID with card.toml,
+    head.safetensors, evaluation.html (look at this), evaluation.json and predictions.csv. Nothing is in force until you
+    install the head and make it active; a task that does not beat its baselines stays off.
+
+    \b
+    Examples:
+      slideway train malignant --cohort cohort.csv
+      slideway train organ neoplastic malignant --cohort cohort.csv --out heads --id county-1
+      slideway train grade:ordinal --cohort panda.csv --split case-folds
+      slideway train tumour --tiles tiles.csv
+    """
+    if (cohort_file is None) == (tiles_file is None):
+        raise WrongUseError("give --cohort FILE (slides) or --tiles FILE (single tiles), one of them")
+    _require_extras()
+    if tiles_file is not None:
+        from slideway.cli.train_tiles import train_on_tiles
+
+        folder = train_on_tiles(tasks, tiles_file, settings)
+    else:
+        assert cohort_file is not None
+        folder = _train_on_slides(tasks, cohort_file, settings)
+    evaluation = json.loads((folder / "evaluation.json").read_text(encoding="utf-8"))
+    click.echo(json.dumps(evaluation, ensure_ascii=False) if as_json else say_evaluation(evaluation, folder))
+    return 0
+
+
+def _require_extras() -> None:
+    from slideway.encoders.extras import require_library
+
+    for name in EXTRAS:
+        require_library(name, "training a head")
+
+
+def _train_on_slides(tasks: tuple[str, ...], cohort_file: Path, settings: dict[str, Any]) -> Path:
+    from slideway.bundles import read_bag
+    from slideway.cli.cohort_bags import collect_bags
+    from slideway.learning.cohort import read_cohort
+    from slideway.learning.leakage import find_leaks, require_no_leaks
+    from slideway.learning.questions import note_tasks, select_tasks
+    from slideway.learning.report import write_evaluation_page, write_predictions
+    from slideway.learning.sample import gather_sample
+    from slideway.learning.train import train_head
+    from slideway.pipeline.output import OutputFolder
+
+    cohort = read_cohort(cohort_file)
+    questions = select_tasks(cohort, tasks, allow_confounded=settings["allow_confounded"])
+    for note in (*cohort.notes, *note_tasks(cohort, questions)):
+        click.echo(f"note: {note}", err=True)
+    head_id = settings["head_id"] or make_id(cohort_file, [question.id for question in questions])
+    plan = make_plan(head_id, settings, len(cohort.rows))
+    bags = collect_bags(cohort, encoder=settings["encoder"], work=settings["work"] or settings["out"] / "bags")
+    names = [row.name for row in cohort.rows]
+    require_no_leaks(find_leaks([read_bag(path) for path in bags], cohort.cases), names, cohort.cases)
+    sample = gather_sample(cohort, questions, bags)
+    with Steps() as steps, OutputFolder(settings["out"], head_id) as output:
+        trained = train_head(sample, plan, output.path, tell=steps.on_step)
+        write_evaluation_page(output.path, card=trained.card, evaluation=trained.evaluation, judged=trained.judged)
+        write_predictions(output.path / "predictions.csv", sample, trained.judged)
+        return output.commit()
+
+
+def make_id(file: Path, tasks: list[str]) -> str:
+    """An id from the name of the cohort file and the tasks."""
+    words = "-".join([file.stem, *tasks]).lower()
+    kept = "".join(c if c.isascii() and (c.isalnum() or c in "-_") else "-" for c in words).strip("-_")
+    return kept[:60] or "head"
+
+
+def make_plan(head_id: str, settings: dict[str, Any], slides: int) -> Plan:
+    """How the head is made, from the command's options."""
+    from slideway.heads.fit import Training
+    from slideway.learning.train import Plan
+    from slideway.pipeline.machine import count_cores
+
+    training = Training(seeds=tuple(range(settings["seeds"])), epochs=settings["epochs"])
+    limits = ("The cohort was accepted although something else than tissue tells a label.",)
+    return Plan(
+        head_id=head_id,
+        title=settings["title"] or head_id,
+        split=settings["split"] or "",
+        training=training,
+        stain=settings["stain"],
+        curve=not settings["no_curve"],
+        processes=min(count_cores(), slides),
+        command=shlex.join(["slideway", *sys.argv[1:]]),
+        limits=limits if settings["allow_confounded"] else (),
+    )
+
+
+def say_evaluation(evaluation: dict[str, Any], folder: Path) -> str:
+    """The figures that decide, as a table, and what to do next."""
+    head, of = evaluation["head"], evaluation["of"]
+    lines = [f"{head}: {evaluation[of]} {of} of {evaluation['cases']} cases, {evaluation['split']}"]
+    for figures in evaluation["tasks"]:
+        measure = figures["measure"]
+        lines.append(f"  {figures['title']} ({figures['cases']} cases), {measure} with 95 % interval")
+        for name, own in figures["methods"].items():
+            value = own[measure]
+            lines.append(f"    {name:34} {value['value']:.3f}  ({value['low']:.3f} to {value['high']:.3f})")
+        answers = ", ".join(f"{kind} {count}" for kind, count in figures["answers"].items() if count)
+        lines.append(f"    answers: {answers}; ECE {figures['methods'][figures['method']]['ece']:.3f}")
+        off = figures["off_because"]
+        lines.append(f"    off: {off}" if off else "    in force once the head is active")
+    lines += [
+        f"  look at   {folder / 'evaluation.html'}",
+        f"  install   slideway models add {folder}",
+        f"  try       slideway read SLIDE --head {head}",
+    ]
+    return "\n".join(lines)
+
