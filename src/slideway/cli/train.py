@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import json
-import shlex
-import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from slideway.cli.progress import Steps
+from slideway.cli.training import make_id, make_plan, say_evaluation
 from slideway.core.errors import WrongUseError
 from slideway.registry.store import DEFAULT_ENCODER
-
-if TYPE_CHECKING:
-    from slideway.learning.train import Plan
 
 SPLIT_WORDS = ("leave-one-case-out", "case-folds", "leave-site-out", "own-split")
 EXTRAS = ("torch", "sklearn", "matplotlib", "threadpoolctl")
@@ -118,54 +114,3 @@ def _train_on_slides(tasks: tuple[str, ...], cohort_file: Path, settings: dict[s
         write_evaluation_page(output.path, card=trained.card, evaluation=trained.evaluation, judged=trained.judged)
         write_predictions(output.path / "predictions.csv", sample, trained.judged)
         return output.commit()
-
-
-def make_id(file: Path, tasks: list[str]) -> str:
-    """An id from the name of the cohort file and the tasks."""
-    words = "-".join([file.stem, *tasks]).lower()
-    kept = "".join(c if c.isascii() and (c.isalnum() or c in "-_") else "-" for c in words).strip("-_")
-    return kept[:60] or "head"
-
-
-def make_plan(head_id: str, settings: dict[str, Any], slides: int) -> Plan:
-    """How the head is made, from the command's options."""
-    from slideway.heads.fit import Training
-    from slideway.learning.train import Plan
-    from slideway.pipeline.machine import count_cores
-
-    training = Training(seeds=tuple(range(settings["seeds"])), epochs=settings["epochs"])
-    limits = ("The cohort was accepted although something else than tissue tells a label.",)
-    return Plan(
-        head_id=head_id,
-        title=settings["title"] or head_id,
-        split=settings["split"] or "",
-        training=training,
-        stain=settings["stain"],
-        curve=not settings["no_curve"],
-        processes=min(count_cores(), slides),
-        command=shlex.join(["slideway", *sys.argv[1:]]),
-        limits=limits if settings["allow_confounded"] else (),
-    )
-
-
-def say_evaluation(evaluation: dict[str, Any], folder: Path) -> str:
-    """The figures that decide, as a table, and what to do next."""
-    head, of = evaluation["head"], evaluation["of"]
-    lines = [f"{head}: {evaluation[of]} {of} of {evaluation['cases']} cases, {evaluation['split']}"]
-    for figures in evaluation["tasks"]:
-        measure = figures["measure"]
-        lines.append(f"  {figures['title']} ({figures['cases']} cases), {measure} with 95 % interval")
-        for name, own in figures["methods"].items():
-            value = own[measure]
-            lines.append(f"    {name:34} {value['value']:.3f}  ({value['low']:.3f} to {value['high']:.3f})")
-        answers = ", ".join(f"{kind} {count}" for kind, count in figures["answers"].items() if count)
-        lines.append(f"    answers: {answers}; ECE {figures['methods'][figures['method']]['ece']:.3f}")
-        off = figures["off_because"]
-        lines.append(f"    off: {off}" if off else "    in force once the head is active")
-    lines += [
-        f"  look at   {folder / 'evaluation.html'}",
-        f"  install   slideway models add {folder}",
-        f"  try       slideway read SLIDE --head {head}",
-    ]
-    return "\n".join(lines)
-

@@ -18,6 +18,7 @@ from slideway.heads.referral import Certainty, Circumstances, Decision, Referral
 from slideway.heads.typicality import score_typicality
 from slideway.registry.head_records import HeadCard, HeadTask
 
+INSTANCE = "instance"
 SHOWN_TILES = 6
 SHOWN_CASES = 3
 _CROWD = 40  # candidates for each shown tile, from which neighbours are left out
@@ -45,7 +46,13 @@ class SlideFacts:
 
 
 def form_opinion(
-    card: HeadCard, head: Head, bag: EmbeddingBag, facts: SlideFacts, *, policy: ReferralPolicy | None = None
+    card: HeadCard,
+    head: Head,
+    bag: EmbeddingBag,
+    facts: SlideFacts,
+    *,
+    policy: ReferralPolicy | None = None,
+    explain: bool = True,
 ) -> Opinion:
     """What a head says of a slide.
 
@@ -55,6 +62,7 @@ def form_opinion(
         bag: The slide's bag; an empty one is not readable.
         facts: What else is known of the slide.
         policy: How sure to be; None takes the usual.
+        explain: Also say what speaks for and against; it costs as much again as the answer.
 
     Raises:
         FingerprintMismatchError: The head learnt from another encoder's bags.
@@ -70,6 +78,7 @@ def form_opinion(
         is_resolution_estimated=facts.is_resolution_estimated,
         resolution_doubt=facts.resolution_doubt,
         site=facts.site,
+        tiles_only=card.weights.form == INSTANCE,
     )
     if unreadable := tuple(find_unreadable(asked)):
         nothing = tuple(
@@ -77,10 +86,17 @@ def form_opinion(
             for task in card.tasks
         )
         return _sum_up(card, nothing, None, None)
-    return _read(card, head, bag, asked, policy)
+    return _read(card, head, bag, asked, policy, explain=explain)
 
 
-def _read(card: HeadCard, head: Head, bag: EmbeddingBag, asked: Circumstances, policy: ReferralPolicy) -> Opinion:
+def answer_bag(head: Head, bag: EmbeddingBag) -> dict[str, NDArray[np.float64]]:
+    """For each task (n_labels,) calibrated probabilities of a bag that holds at least one tile."""
+    return _answer(head, head.score(bag))
+
+
+def _read(
+    card: HeadCard, head: Head, bag: EmbeddingBag, asked: Circumstances, policy: ReferralPolicy, *, explain: bool
+) -> Opinion:
     scores = head.score(bag)
     probabilities = _answer(head, scores)
     strangeness = None
@@ -89,7 +105,7 @@ def _read(card: HeadCard, head: Head, bag: EmbeddingBag, asked: Circumstances, p
         strangeness = strange.strangeness
         told = {"strangeness": strangeness, "p_value": strange.p_value, "known_cases": strange.cases}
         asked = Circumstances(**{**asked.__dict__, **told})
-    explain = _Explainer(head, bag, scores, probabilities)
+    explainer = _Explainer(head, bag, scores, probabilities) if explain else None
     findings: list[Finding] = []
     for task in card.tasks:
         question = task.question
@@ -99,7 +115,8 @@ def _read(card: HeadCard, head: Head, bag: EmbeddingBag, asked: Circumstances, p
         own = probabilities[question.id]
         certainty = Certainty(own, p_values(conformal, own[None])[0], conformal.cases)
         decision = decide(question, certainty, asked, policy)
-        findings.append(_write(card, task, decision, own, explain(question)))
+        evidence = explainer(question) if explainer is not None else Evidence()
+        findings.append(_write(card, task, decision, own, evidence))
     first = card.tasks[0].question
     attention = AttentionMap(scores.attention, _towards(first, scores, int(probabilities[first.id].argmax())))
     return _sum_up(card, tuple(findings), attention, strangeness)
@@ -223,6 +240,8 @@ class _Explainer:
 
 def _find_nearest(head: Head, projected: Floats, weights: Floats) -> list[tuple[int, float]]:
     """Known cases whose mean tile is most like the slide's, seen from the centre of the known cases."""
+    if not head.known.names:
+        return []
     centre = head.known.means.mean(axis=0)
     own = np.average(projected, axis=0, weights=weights) - centre
     others = head.known.means - centre

@@ -28,6 +28,8 @@ FORMAT = "slideway-head"
 VERSION_MAJOR = 1
 # Engines of matrix products differ in the last bits; a hundredth of a logit moves no probability by more than .0025.
 GOLDEN_TOLERANCE = 0.01
+# What reading facts and tensors can run into when somebody else made them.
+_DAMAGED = (LookupError, ValueError, TypeError, AttributeError, RecursionError)
 Network = Abmil | InstanceScorer
 Arrays = dict[str, NDArray[Any]]
 
@@ -45,6 +47,11 @@ class KnownCases:
     names: tuple[str, ...]
     means: Floats
     labels: Mapping[str, tuple[str, ...]]
+
+    def __post_init__(self) -> None:
+        lengths = {len(self.names), len(self.means), *map(len, self.labels.values())}
+        if len(lengths) > 1 or self.means.ndim != 2:
+            raise ValueError("each known case has one name, one vector and one label for each task")
 
 
 @dataclass(frozen=True)
@@ -92,12 +99,18 @@ class Head:
 def score_network(network: Network, projected: Floats, weights: Floats | None = None) -> BagScores:
     """Run a network over (n_tiles, rank) vectors behind its input layer."""
     if isinstance(network, InstanceScorer):
-        return score_instances(network, projected)
+        return score_instances(network, projected, weights)
     return score_tiles_together(network, projected, weights)
 
 
-def save_head(path: Path, head: Head) -> None:
-    """Write a head as one safetensors file."""
+def save_head(path: Path, head: Head, *, encoder_fingerprint: str = "") -> None:
+    """Write a head as one safetensors file.
+
+    Args:
+        path: Where to.
+        head: The head.
+        encoder_fingerprint: Of the encoder whose bags it learnt from; then a card that names another is refused.
+    """
     network = head.network
     arrays: Arrays = {"projection.mean": network.projection.mean, "projection.axes": network.projection.axes}
     arrays |= dict(_list_instance(network) if isinstance(network, InstanceScorer) else _list_members(network))
@@ -109,11 +122,18 @@ def save_head(path: Path, head: Head) -> None:
     golden = score_network(network, network.projection(head.golden))
     arrays |= {f"golden.{task}": logits for task, logits in golden.logits.items()}
     facts = {
+        "encoder": encoder_fingerprint,
+        "questions": _describe_questions(head.questions),
         "scalings": {task: certainty.scaling.to_json() for task, certainty in head.certainty.items()},
         "known": {"names": list(head.known.names), "labels": {t: list(v) for t, v in head.known.labels.items()}},
     }
     metadata = {"format": FORMAT, "version": f"{VERSION_MAJOR}.0", "facts": json.dumps(facts, ensure_ascii=False)}
     save_file({name: np.ascontiguousarray(part) for name, part in arrays.items()}, path, metadata=metadata)
+
+
+def _describe_questions(questions: Sequence[TaskQuestion]) -> list[list[Any]]:
+    """What decides the meaning of a head's numbers; titles and sites are the card's."""
+    return [[question.id, question.kind.value, list(question.labels), question.parent] for question in questions]
 
 
 def _list_members(network: Abmil) -> Iterator[tuple[str, NDArray[Any]]]:
@@ -146,7 +166,7 @@ def load_head(card: HeadCard) -> Head:
             metadata = file.metadata() or {}
             arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
         head = _build_head(card, metadata, arrays)
-    except (OSError, SafetensorError, KeyError, ValueError, TypeError) as error:
+    except (OSError, SafetensorError, *_DAMAGED) as error:
         raise UntrustedHeadError(
             f"{card.id}: {card.weights_path.name} does not hold what its card promises ({type(error).__name__}: "
             f"{error}); install the head again"
@@ -169,6 +189,7 @@ def _build_head(card: HeadCard, metadata: Mapping[str, str], arrays: Arrays) -> 
         raise ValueError(f"format {metadata.get('format')!r} {metadata.get('version', '')}")
     facts = json.loads(metadata["facts"])
     questions = tuple(task.question for task in card.tasks)
+    _require_own_card(card, questions, facts)
     network = _build_network(card, questions, arrays)
     certainty = {
         question.id: TaskCertainty(
@@ -178,14 +199,32 @@ def _build_head(card: HeadCard, metadata: Mapping[str, str], arrays: Arrays) -> 
         for question in questions
     }
     strange = _below(arrays, "typicality.")
+    typicality = Typicality.from_arrays(strange) if strange else None
     known = facts["known"]
-    labels = {str(task): tuple(map(str, values)) for task, values in known["labels"].items()}
+    labels = {question.id: tuple(map(str, known["labels"][question.id])) for question in questions}
     cases = KnownCases(tuple(map(str, known["names"])), arrays["known.means"], labels)
-    if len(cases.names) != len(cases.means):
-        raise ValueError("known cases without a vector")
-    return Head(
-        network, certainty, Typicality.from_arrays(strange) if strange else None, cases, arrays["golden.vectors"]
-    )
+    head = Head(network, certainty, typicality, cases, arrays["golden.vectors"])
+    _require_one_size(head)
+    return head
+
+
+def _require_own_card(card: HeadCard, questions: Sequence[TaskQuestion], facts: Mapping[str, Any]) -> None:
+    """Refuse a card whose labels, order of tasks or encoder are not those that the numbers were learnt for."""
+    if facts["questions"] != _describe_questions(questions):
+        raise ValueError("made for other tasks, labels, or another order of them, than the card's")
+    if facts["encoder"] and facts["encoder"] != card.input.encoder_fingerprint:
+        raise ValueError(f"made for bags of encoder {facts['encoder'][:12]}, which is not the card's")
+
+
+def _require_one_size(head: Head) -> None:
+    """Refuse parts that would only meet, and fail, when a slide is read."""
+    rank = head.network.projection.axes.shape[1]
+    if head.known.means.shape[1] != rank or (head.typicality is not None and len(head.typicality.mean) != rank):
+        raise ValueError("known cases of another width than the input layer's")
+    for question in head.questions:
+        certainty, count = head.certainty[question.id], len(question.labels)
+        if len(certainty.conformal.scores) != count or len(certainty.scaling.bias) not in (0, count):
+            raise ValueError(f"{question.id}: certainty for another number of labels than the card's")
 
 
 def _build_network(card: HeadCard, questions: Sequence[TaskQuestion], arrays: Arrays) -> Network:
@@ -222,8 +261,9 @@ def _below(arrays: Arrays, prefix: str) -> Arrays:
 def _require_golden(card: HeadCard, head: Head, arrays: Arrays) -> None:
     try:
         found = score_network(head.network, head.network.projection(head.golden)).logits
-        largest = max(float(np.abs(found[q.id] - arrays[f"golden.{q.id}"]).max()) for q in head.questions)
-    except (KeyError, ValueError, IndexError) as error:
+        # numpy's largest of numbers with one that is not a number is none; Python's max would pass it over
+        largest = float(np.max([np.abs(found[q.id] - arrays[f"golden.{q.id}"]).max() for q in head.questions]))
+    except _DAMAGED as error:
         raise UntrustedHeadError(
             f"{card.id}: its golden bag does not fit it ({error}); install the head again"
         ) from error

@@ -53,6 +53,7 @@ class Circumstances:
         is_resolution_estimated: The microns per pixel were estimated, not stated.
         resolution_doubt: Why the stated microns per pixel are doubtful, in a few words; empty when they are not.
         site: Id of the site the tissue comes from; empty when nobody says.
+        tiles_only: The head was trained and judged on single tiles.
         discordance: Reason of another opinion that contradicts; None without.
     """
 
@@ -67,6 +68,7 @@ class Circumstances:
     is_resolution_estimated: bool = False
     resolution_doubt: str = ""
     site: str = ""
+    tiles_only: bool = False
     discordance: Reason | None = None
 
 
@@ -161,6 +163,9 @@ def find_doubts(question: TaskQuestion, circumstances: Circumstances, policy: Re
     if circumstances.resolution_doubt:
         text = f"The slide's microns per pixel are doubtful: {circumstances.resolution_doubt}."
         yield Reason("scale-doubtful", text)
+    if circumstances.tiles_only:
+        text = "The head was trained and judged on single tiles; for a whole slide it only points at tiles."
+        yield Reason("tiles-only", text)
     if question.sites and not circumstances.site:
         text = f"Nobody says where the tissue comes from; the head knows {_list(question.sites, 'and')} only."
         yield Reason("site-unknown", text)

@@ -61,6 +61,11 @@ class TaskJudgement:
     answers: tuple[Answer, ...]
     answered: tuple[tuple[str, ...], ...]
 
+    @property
+    def method(self) -> str:
+        """The head's own method: the first; the others are baselines."""
+        return next(iter(self.probabilities))
+
 
 def judge_tasks(sample: Sample, held: HeldOut, policy: ReferralPolicy) -> tuple[TaskJudgement, ...]:
     """Turn held-out numbers into calibrated, conformal and refereed answers, task by task."""
@@ -178,6 +183,7 @@ def measure_task(sample: Sample, judged: TaskJudgement, policy: ReferralPolicy) 
         "cases": len(set(cases)),
         "slides_by_label": np.bincount(judged.labels, minlength=len(question.labels)).tolist(),
         "measure": name_measure(question),
+        "method": judged.method,
         "methods": methods,
         "sets": {
             "promised": 1 - policy.alpha,
@@ -240,7 +246,7 @@ def _measure_missed(judged: TaskJudgement) -> dict[str, Any]:
 
 def _measure_subgroups(sample: Sample, judged: TaskJudgement) -> Any:
     """The head's figure in each group of slides that a column names; groups too small for one are counted only."""
-    question, own = judged.question, judged.probabilities[ABMIL]
+    question, own = judged.question, judged.probabilities[judged.method]
     for column in SUBGROUPS:
         values = np.array(sample.facts.get(column, ("",) * len(sample)))[judged.rows]
         names = sorted(set(values.tolist()))
@@ -269,8 +275,8 @@ def _measure_subgroups(sample: Sample, judged: TaskJudgement) -> Any:
 def draw_evidence(figures: Mapping[str, Any], *, split: str, sites: int) -> TaskEvidence:
     """What a card says of a task's figures."""
     measure, methods = figures["measure"], figures["methods"]
-    baseline = max((name for name in METHODS if name != ABMIL), key=lambda name: methods[name][measure]["value"])
-    own = methods[ABMIL]
+    own = methods[figures["method"]]
+    baseline = max(methods.keys() - {figures["method"]}, key=lambda name: (methods[name][measure]["value"], name))
     return TaskEvidence(
         split=split,
         cases=figures["cases"],

@@ -507,7 +507,9 @@ def spread_out(places: Sequence[float], apart: float) -> list[float]:
     blocks: list[list[float]] = []  # of each block of touching names: sum of places, how many
     for place in (places[i] for i in order):
         blocks.append([place, 1])
-        while len(blocks) > 1 and _centre(blocks[-1]) - _centre(blocks[-2]) < apart * (blocks[-1][1] + blocks[-2][1]) / 2:
+        while (
+            len(blocks) > 1 and _centre(blocks[-1]) - _centre(blocks[-2]) < apart * (blocks[-1][1] + blocks[-2][1]) / 2
+        ):
             total, count = blocks.pop()
             blocks[-1] = [blocks[-1][0] + total, blocks[-1][1] + count]
     moved = [_centre(block) + apart * (i - (block[1] - 1) / 2) for block in blocks for i in range(int(block[1]))]

@@ -72,9 +72,22 @@ def gather_sample(cohort: Cohort, questions: Sequence[TaskQuestion], bag_paths: 
         FingerprintMismatchError: The bags were made by different encoders.
         UnreadableBagError: A bag is damaged.
     """
+    labels = {question.id: _label_all(cohort, question, questions) for question in questions}
+    return gather_labelled(cohort, questions, labels, bag_paths)
+
+
+def gather_labelled(
+    cohort: Cohort, questions: Sequence[TaskQuestion], labels: Mapping[str, Labels], bag_paths: Sequence[Path]
+) -> Sample:
+    """The same with labels that are already positions; slides without tiles are left out.
+
+    Raises:
+        CohortError: No slide has tiles.
+        FingerprintMismatchError: The bags were made by different encoders.
+        UnreadableBagError: A bag is damaged.
+    """
     bags = [read_bag(path) for path in bag_paths]
     require_same_encoder(*(bag.fingerprint for bag in bags))
-    labels = {question.id: _label_all(cohort, question, questions) for question in questions}
     whole = Sample(
         tuple(bag_paths),
         cohort.cases,

@@ -11,11 +11,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from slideway.heads.abmil import Abmil
+from slideway.core.opinion import TaskQuestion
+from slideway.heads.abmil import Projection
 from slideway.heads.conformal import calibrate
 from slideway.heads.fit import Training, fit_abmil
 from slideway.heads.head import Head, KnownCases, TaskCertainty, save_head
 from slideway.heads.hierarchy import calibrate_questions, join_questions
+from slideway.heads.instance import InstanceScorer
 from slideway.heads.referral import ReferralPolicy
 from slideway.heads.typicality import MIN_CASES, fit_typicality
 from slideway.learning.crossval import ABMIL, HeldOut, cross_validate, group_by_case
@@ -109,15 +111,17 @@ class TrainedHead:
 
     Attributes:
         card: Card of the head, its files in `card.folder`.
+        sample: What it learnt from.
         evaluation: All figures, as in evaluation.json.
         judged: What was said of every unseen slide.
-        held: The numbers behind it.
+        held: The numbers behind it; None for a head of single tiles.
     """
 
     card: HeadCard
+    sample: Sample
     evaluation: dict[str, Any]
     judged: tuple[TaskJudgement, ...]
-    held: HeldOut
+    held: HeldOut | None = None
 
 
 def train_head(sample: Sample, plan: Plan, folder: Path, *, tell: Tell | None = None) -> TrainedHead:
@@ -151,11 +155,11 @@ def train_head(sample: Sample, plan: Plan, folder: Path, *, tell: Tell | None = 
     head = _fit_all(sample, plan, held, say)
     save_head(folder / HEAD_FILE, head)
     (folder / LICENCE_FILE).write_text(plan.licence[2], encoding="utf-8")
-    card = _describe(folder, plan, encoder, head, sample, evaluation)
+    card = describe_head(folder, plan, encoder, head, sample.questions, evaluation)
     write_head_card(card)
     text = json.dumps(evaluation, indent=1, ensure_ascii=False)
     (folder / EVALUATION).write_text(text + "\n", encoding="utf-8")
-    return TrainedHead(card, evaluation, judged, held)
+    return TrainedHead(card, sample, evaluation, judged, held)
 
 
 def choose_split(sample: Sample) -> str:
@@ -246,6 +250,7 @@ def _evaluate(sample: Sample, plan: Plan, judged: Sequence[TaskJudgement], split
     return {
         "head": plan.head_id,
         "command": plan.command,
+        "of": "slides",
         "split": split,
         "folds": folds,
         "slides": len(sample),
@@ -274,7 +279,7 @@ def _fit_all(sample: Sample, plan: Plan, held: HeldOut, say: Tell) -> Head:
         make_certain(sample, held),
         fit_typicality(by_case) if len(by_case) >= MIN_CASES else None,
         _know_cases(sample, [tiles.mean(axis=0) for tiles in by_case]),
-        _make_golden(network),
+        make_golden(network.projection),
     )
 
 
@@ -305,26 +310,26 @@ def _know_cases(sample: Sample, means: Sequence[NDArray[np.float32]]) -> KnownCa
     return KnownCases(names, np.stack(means).astype(np.float32), labels)
 
 
-def _make_golden(network: Abmil) -> NDArray[np.float16]:
+def make_golden(projection: Projection) -> NDArray[np.float16]:
     """A bag that belongs to no patient: normal numbers around the training tiles' centre, along their axes."""
-    projection = network.projection
     steps = np.random.default_rng(0).normal(size=(_GOLDEN_TILES, projection.axes.shape[1]))
     back = np.linalg.pinv(projection.axes.astype(np.float64))
     return (projection.mean + steps @ back).astype(np.float16)
 
 
-def _describe(
+def describe_head(
     folder: Path,
     plan: Plan,
     encoder: EncoderFacts,
     head: Head,
-    sample: Sample,
-    evaluation: Mapping[str, Any],
+    questions: Sequence[TaskQuestion],
+    evaluation: dict[str, Any],
 ) -> HeadCard:
+    """The card of a head whose weights lie in a folder; says in `evaluation` why each task is off."""
     tasks = []
-    for question, figures in zip(sample.questions, evaluation["tasks"], strict=True):
+    for question, figures in zip(questions, evaluation["tasks"], strict=True):
         evidence = draw_evidence(figures, split=evaluation["split"], sites=evaluation["sites"])
-        off = say_why_off(evidence)
+        off = figures["off_because"] = say_why_off(evidence)
         tasks.append(HeadTask(question, not off, off, evidence))
     weights = folder / HEAD_FILE
     spdx, note, _ = plan.licence
@@ -336,20 +341,32 @@ def _describe(
         state="candidate",
         input=HeadInput(encoder.encoder_id, encoder.fingerprint, encoder.width, plan.stain, plan.min_tiles),
         tasks=tuple(tasks),
-        weights=HeadWeights(hash_file(weights), weights.stat().st_size, head.network.parameters, "abmil"),
+        weights=HeadWeights(hash_file(weights), weights.stat().st_size, head.network.parameters, form_of(head)),
         licence=CardLicence(spdx, LICENCE_FILE, note),
         use=CardUse(
             "A second look at slides like those it learnt from, by people who judge the slide themselves.",
             "Any diagnosis, grading or exclusion of disease by itself; other stains, cytology, other encoders' bags.",
         ),
         training=CardTraining(
-            f"{plan.data} {evaluation['slides']} slides of {evaluation['cases']} cases.",
-            f"Gated attention, {len(plan.training.seeds)} networks averaged, {plan.training.epochs} epochs; input "
-            f"layer of rank {plan.training.rank}; calibrated and judged by {evaluation['split']}.",
+            f"{plan.data} {evaluation[evaluation['of']]} {evaluation['of']} of {evaluation['cases']} cases.",
+            f"{_say_network(head, plan)}; calibrated and judged by {evaluation['split']}.",
         ),
         limits=(*_say_limits(evaluation), *plan.limits),
         metrics=_as_metrics(evaluation),
     )
+
+
+def form_of(head: Head) -> str:
+    """The form of a head's network, as its card names it."""
+    return "instance" if isinstance(head.network, InstanceScorer) else "abmil"
+
+
+def _say_network(head: Head, plan: Plan) -> str:
+    rank = head.network.projection.axes.shape[1]
+    if isinstance(head.network, InstanceScorer):
+        return f"Class-balanced logistic regression of single tiles on {rank} axes"
+    seeds, epochs = len(plan.training.seeds), plan.training.epochs
+    return f"Gated attention, {seeds} networks averaged, {epochs} epochs; input layer of rank {rank}"
 
 
 def say_why_off(evidence: TaskEvidence) -> str:
@@ -364,6 +381,11 @@ def say_why_off(evidence: TaskEvidence) -> str:
 
 def _say_limits(evaluation: Mapping[str, Any]) -> tuple[str, ...]:
     sites = evaluation["sites"]
+    if evaluation["of"] == "tiles":
+        return (
+            "Research starter: trained and judged on single tiles. For a whole slide it only points at tiles.",
+            "Where a set names no cases, tiles of one patient may have been learnt from and judged: optimistic.",
+        )
     places = "an unknown number of hospitals" if not sites else f"{sites} hospital{'' if sites == 1 else 's'}"
     said = [
         f"Research starter: {evaluation['cases']} cases of {places}; not validated on cases from elsewhere.",
@@ -387,7 +409,7 @@ def _as_metrics(evaluation: Mapping[str, Any]) -> dict[str, Any]:
         figures["task"]: {k: v for k, v in figures.items() if k not in (*left_out, "task", "title")}
         for figures in evaluation["tasks"]
     }
-    facts = {key: evaluation[key] for key in ("command", "split", "folds", "slides", "cases")}
+    facts = {key: evaluation[key] for key in ("command", "split", "folds", evaluation["of"], "cases")}
     return _without_none({**facts, "tasks": tasks})
 
 

@@ -18,6 +18,7 @@ from slideway.core.errors import BrokenSlideError, UnreadableBagError
 from slideway.core.tissue import TileGrid
 from slideway.encoders import Encoder
 from slideway.pipeline.output import OutputFolder
+from slideway.registry.card import ModelCard
 from slideway.tissue import measure_focus
 
 BAG = "bag.safetensors"
@@ -60,8 +61,7 @@ def encode_tile_archive(path: Path, *, mpp: float, encoder: Encoder, out: Path, 
 
     def encode(start: int) -> tuple[int, NDArray[np.float32], NDArray[np.float32]]:
         some = images[start : start + _TOGETHER]
-        edge_px = card.input.tile_px * card.input.mpp / mpp
-        tiles = np.stack([_fit(_decode(content, path), edge_px, card.input.tile_px) for _, _, content in some])
+        tiles = np.stack([fit_tile(_decode(content, path), mpp, card) for _, _, content in some])
         return start, encoder.encode(tiles), measure_focus(tiles, mpp=card.input.mpp, stored_mpp=mpp)
 
     with OutputFolder(out, path.stem) as output:
@@ -126,9 +126,10 @@ def _decode(content: bytes, path: Path) -> NDArray[np.uint8]:
     return np.asarray(cv2.cvtColor(decoded, cv2.COLOR_BGR2RGB), np.uint8)
 
 
-def _fit(pixels: NDArray[np.uint8], edge_px: float, tile_px: int) -> NDArray[np.uint8]:
-    """The middle square of `edge_px`, as far as the image reaches, brought to `tile_px`."""
-    edge = max(1, min(round(edge_px), *pixels.shape[:2]))
+def fit_tile(pixels: NDArray[np.uint8], mpp: float, card: ModelCard) -> NDArray[np.uint8]:
+    """The middle square of an image that covers what the encoder sees, as far as it reaches, brought to its size."""
+    tile_px = card.input.tile_px
+    edge = max(1, min(round(tile_px * card.input.mpp / mpp), *pixels.shape[:2]))
     y, x = (pixels.shape[0] - edge) // 2, (pixels.shape[1] - edge) // 2
     method = cv2.INTER_AREA if edge >= tile_px else cv2.INTER_LINEAR
     square = np.ascontiguousarray(pixels[y : y + edge, x : x + edge])
