@@ -81,6 +81,7 @@ def test_slide_that_cannot_be_read_gets_no_label(changes, code, words):
         ({"stain": "Ki-67"}, "other-stain", "stained Ki-67; the head learnt from H&E only"),
         ({"is_resolution_estimated": True}, "scale-estimated", "were estimated"),
         ({"resolution_doubt": "nuclei look twice too large"}, "scale-doubtful", "nuclei look twice too large"),
+        ({"tiles_only": True}, "tiles-only", "only points at tiles"),
         ({"discordance": Reason("opinions-contradict", "They differ.")}, "opinions-contradict", "They differ"),
     ],
 )

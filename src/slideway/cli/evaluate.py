@@ -18,7 +18,7 @@ from slideway.registry.store import DEFAULT_ENCODER
 @click.option("--cohort", "cohort_file", required=True, type=click.Path(path_type=Path, exists=True, dir_okay=False),
               help="Cohort file with other cases than the head learnt from.")  # fmt: skip
 @click.option("--task", "tasks", multiple=True, metavar="TASK",
-              help="Only this question of the head; repeatable. Default: all of which the cohort has a column.")  # fmt: skip
+              help="Only this question of the head; repeatable. Default: all that the cohort has.")  # fmt: skip
 @click.option("--out", type=click.Path(path_type=Path), default=Path("slideway-evaluations"), show_default=True,
               help="Parent of the evaluation's folder, HEAD-on-COHORT.")  # fmt: skip
 @click.option("--work", type=click.Path(path_type=Path), metavar="DIR",
@@ -67,9 +67,8 @@ def command(
         )
     labels = {question.id: match_labels(cohort, question) for question in questions}
     encoder = card.input.encoder_id or DEFAULT_ENCODER
-    sample = gather_labelled(
-        cohort, questions, labels, collect_bags(cohort, encoder=encoder, work=work or out / "bags")
-    )
+    bags = collect_bags(cohort, encoder=encoder, work=work or out / "bags")
+    sample = gather_labelled(cohort, questions, labels, bags)
     require_unseen(head, sample)
     with Steps() as steps, OutputFolder(out, f"{card.id}-on-{cohort_file.stem}") as output:
         evaluation, judged = evaluate_head(card, head, sample, tell=lambda d, of: steps.on_step("judging", d, of))

@@ -1,4 +1,4 @@
-"""`slideway models add`: install an encoder from a folder, a checkpoint or a model hub."""
+"""`slideway models add`: install a head from its folder, or an encoder from a folder, a checkpoint or a model hub."""
 
 from __future__ import annotations
 
@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING
 
 import click
 
+from slideway.cli.model_heads import add_head
 from slideway.cli.progress import Bytes
 from slideway.core.errors import WrongUseError
 from slideway.registry.card import CARD_FILE, ModelCard
+from slideway.registry.head_card import is_head_folder
 from slideway.registry.staging import scratch_folder
 from slideway.registry.store import install_model, models_folder
 
@@ -32,9 +34,9 @@ CHECKPOINTS = (".safetensors", ".onnx", ".pth", ".pt", ".bin", ".ckpt")
 def add(
     source: str, *, slot_id: str | None, model_id: str | None, revision: str | None, replace: bool, as_json: bool
 ) -> int:
-    """Install an encoder. Its weights stay yours: Slideway ships none but its own.
+    """Install an encoder or a head. Weights stay yours: Slideway ships none but its own.
 
-    SOURCE is a model folder (with card.toml), a file of weights with --slot, or hub:OWNER/NAME. A checkpoint is never
+    SOURCE is a head's folder (as `slideway train` makes it), an encoder's folder (with card.toml), a file of weights with --slot, or hub:OWNER/NAME. A checkpoint is never
     run: tensors are read out of it and put into a graph of our own, and what it computes is frozen in golden tiles.
     It is put in its place only after they reproduce on this computer.
 
@@ -44,16 +46,22 @@ def add(
       slideway models add hub:owner/name --revision v1.1 --slot hibou-b
       slideway models add pytorch_model.bin --slot uni2-h --id uni2
       slideway models add ~/encoders/ours/                      a folder with card.toml
+      slideway models add slideway-heads/county-1               a head; --replace for a newer one of the same id
     \b
     The hub's own settings hold: HF_TOKEN for gated models, HF_ENDPOINT for a mirror, HF_HOME for its cache,
     HF_HUB_OFFLINE=1 to use the cache alone.
     """
     if revision is not None and not source.startswith(HUB):
         raise WrongUseError("--revision goes with hub:OWNER/NAME; a folder or file has none")
+    folder = Path(source).expanduser()
+    if not source.startswith(HUB) and is_head_folder(folder):
+        if slot_id is not None:
+            raise WrongUseError(f"{folder.name}: a head has its own card; --slot goes with a file of weights")
+        return add_head(folder, model_id, replace_it=replace, as_json=as_json)
     if source.startswith(HUB):
         card = _add_from_hub(source.removeprefix(HUB), slot_id, model_id, revision, replace=replace)
     else:
-        card = _add_from_disk(Path(source).expanduser(), slot_id, model_id, replace=replace)
+        card = _add_from_disk(folder, slot_id, model_id, replace=replace)
     say_installed(card, as_json=as_json)
     return 0
 

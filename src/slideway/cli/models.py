@@ -1,16 +1,29 @@
-"""`slideway models`: which encoders are here, whether they are what they say, and how they come and go."""
+"""`slideway models`: which models are here, whether they are what they say, and how they come and go."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterable
 from importlib import import_module
+from pathlib import Path
 from typing import Any, ClassVar
 
 import click
 
+from slideway.cli.model_heads import (
+    describe_head_card,
+    find_head_or_none,
+    print_heads,
+    say_force,
+    say_head,
+    summarise_head,
+    verify_head,
+)
 from slideway.core.errors import SlidewayError, WrongUseError
 from slideway.registry.card import STATES, ModelCard
+from slideway.registry.head_card import is_head_folder
+from slideway.registry.head_records import HeadCard
+from slideway.registry.heads import list_broken_heads, list_heads, remove_head, set_head_state
 from slideway.registry.store import (
     find_model,
     is_packaged,
@@ -33,8 +46,9 @@ class _Commands(click.Group):
         "import": ("slideway.cli.model_package", "import_package"),
         "key": ("slideway.cli.model_package", "key"),
         "optimise": ("slideway.cli.optimise", "optimise"),
+        "task": ("slideway.cli.model_heads", "switch"),
     }
-    order = ("list", "show", "add", "verify", "bench", "optimise", "state", "remove", "export", "import", "key")
+    order = ("list", "show", "add", "verify", "bench", "optimise", "state", "task", "remove", "export", "import", "key")
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(self.order)
@@ -49,7 +63,7 @@ class _Commands(click.Group):
 
 @click.group("models", cls=_Commands)
 def command() -> None:
-    """Encoders: list, add, verify, measure, optimise, carry, remove.
+    """Encoders and heads: list, add, verify, measure, optimise, switch, carry, remove.
 
     \b
     Examples:
@@ -59,20 +73,25 @@ def command() -> None:
       slideway models verify --all                          hashes and golden tiles, on each engine here
       slideway models export hibou-b hibou-b.swm            one signed file for a node without a network
       slideway read SLIDE --encoder hibou-b
+      slideway models add slideway-heads/county-1           a head that `slideway train` made
+      slideway models state county-1 active                 from now on it speaks of every slide
 
-    An encoder of yours lies in the models' folder (SLIDEWAY_MODELS moves it); docs/models.md says more.
+    A model of yours lies in the models' folder (SLIDEWAY_MODELS moves it); docs/models.md says more.
     """
 
 
 @command.command("list")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def list_models(*, as_json: bool) -> int:
-    """List all encoders: state, vector width, pixel size, licence, size, fingerprint."""
+    """List all encoders (state, vector width, pixel size, licence, size, fingerprint) and all heads."""
     rows, broken = [_summarise(card) for card in list_encoders()], list_broken()
     if as_json:
-        click.echo(json.dumps({"folder": str(models_folder()), "models": rows, "broken": broken}, indent=2))
+        heads, broken = [summarise_head(card) for card in list_heads()], {**broken, **list_broken_heads()}
+        facts = {"folder": str(models_folder()), "models": rows, "heads": heads, "broken": broken}
+        click.echo(json.dumps(facts, indent=2))
         return 0
     _print_table(rows)
+    print_heads()
     for reason in broken.values():
         click.echo(f"! {reason}")
     return 0
@@ -82,10 +101,14 @@ def list_models(*, as_json: bool) -> int:
 @click.argument("model_id", metavar="ID")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object: the whole card.")
 def show(model_id: str, *, as_json: bool) -> int:
-    """Show what an encoder is, is for, cannot do, and was measured at: its card in words.
+    """Show what a model is, is for, cannot do, and was measured at: its card in words.
 
-    ID is an installed encoder, or a folder with a model card.
+    ID is an installed encoder or head, or a folder with a model card.
     """
+    if (head := _find_head(model_id)) is not None:
+        shown = describe_head_card(head)
+        click.echo(json.dumps(shown, indent=2, ensure_ascii=False, default=str) if as_json else say_head(head))
+        return 0
     card = find_model(model_id)
     click.echo(
         json.dumps(describe_card(card), indent=2, ensure_ascii=False, default=str) if as_json else _in_words(card)
@@ -95,10 +118,10 @@ def show(model_id: str, *, as_json: bool) -> int:
 
 @command.command("verify")
 @click.argument("model_id", metavar="[ID]", required=False)
-@click.option("--all", "every", is_flag=True, help="Verify all encoders.")
+@click.option("--all", "every", is_flag=True, help="Verify all encoders and heads.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def verify(model_id: str | None, *, every: bool, as_json: bool) -> int:
-    """Verify an encoder: hashes of its files, then its golden tiles on each engine installed here.
+    """Verify a model: hashes of its files, then its golden tiles on each engine installed here, or its golden bag.
 
     The same is done, on one engine, every time slides are read. Ends with 2 when anything is refused.
 
@@ -108,16 +131,19 @@ def verify(model_id: str | None, *, every: bool, as_json: bool) -> int:
       slideway models verify --all --json
     """
     if (model_id is None) != every:
-        raise WrongUseError("name one encoder to verify, or give --all")
-    cards = [find_model(model_id)] if model_id is not None else list_encoders()
-    rows = [row for card in cards for row in _verify(card)]
+        raise WrongUseError("name one model to verify, or give --all")
+    head = None if model_id is None else _find_head(model_id)
+    heads = list_heads() if every else () if head is None else (head,)
+    cards = list_encoders() if model_id is None else () if heads else (find_model(model_id),)
+    rows = [row for card in cards for row in _verify(card)] + [verify_head(card) for card in heads]
     if every:
-        rows += [{"id": name, "engine": "", "refused": reason} for name, reason in list_broken().items()]
+        broken = {**list_broken(), **list_broken_heads()}
+        rows += [{"id": name, "engine": "", "refused": reason} for name, reason in broken.items()]
     if as_json:
         click.echo(json.dumps({"verified": rows}, indent=2))
     else:
         for row in rows:
-            told = f"refused: {row['refused']}" if row["refused"] else "files and golden tiles agree"
+            told = f"refused: {row['refused']}" if row["refused"] else "files and golden data agree"
             click.echo(f"{row['id']:32} {row['engine']:12} {told}")
     return NO_PROOF if any(row["refused"] for row in rows) else 0
 
@@ -164,14 +190,23 @@ def bench(model_id: str, *, seconds: float, threads: int | None, as_json: bool) 
 @click.argument("state", type=click.Choice(STATES))
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def change_state(model_id: str, state: str, *, as_json: bool) -> int:
-    """Change an encoder's state: candidate, shadow, active, retired.
+    """Change a model's state: candidate, shadow, active, retired.
 
     \b
       candidate  new here; read with it by name, rely on nothing
       shadow     read with it beside the active one, to compare
       active     relied on
       retired    no slide is read with it any more; its bags stay readable
+    \b
+    Of a head, only `active` lets its questions speak of every slide, and only those that are switched on
+    (`slideway models task`).
     """
+    if _find_head(model_id) is not None:
+        head = set_head_state(model_id, state)
+        force = "; ".join(f"{task.question.title} {say_force(head, task)}" for task in head.tasks)
+        said = json.dumps(summarise_head(head), indent=2) if as_json else f"{head.id} is {head.state} now: {force}"
+        click.echo(said)
+        return 0
     card = set_state(model_id, state)
     click.echo(json.dumps(_summarise(card), indent=2) if as_json else f"{card.id} is {card.state} now")
     return 0
@@ -180,14 +215,28 @@ def change_state(model_id: str, state: str, *, as_json: bool) -> int:
 @command.command("remove")
 @click.argument("model_id", metavar="ID")
 def remove(model_id: str) -> int:
-    """Remove an encoder of yours, and its weights unless another one shares them.
+    """Remove a model of yours; of an encoder its weights, too, unless another one shares them.
 
     Bags it made stay readable; new slides can no longer be compared with them. To keep it for later use
     `slideway models state ID retired`.
     """
-    remove_model(model_id)
+    if _find_head(model_id) is not None:
+        remove_head(model_id)
+    else:
+        remove_model(model_id)
     click.echo(f"{model_id} is removed")
     return 0
+
+
+def _find_head(name: str) -> HeadCard | None:
+    """The head of that name, unless an encoder has it."""
+    if any(card.id == name for card in list_encoders()) or (any(m in name for m in "/\\") and not _is_head(name)):
+        return None
+    return find_head_or_none(name)
+
+
+def _is_head(folder: str) -> bool:
+    return is_head_folder(Path(folder))
 
 
 def describe_card(card: ModelCard) -> dict[str, Any]:

@@ -28,7 +28,7 @@ class Projection:
     axes: Floats
 
     def __call__(self, vectors: NDArray[Any]) -> Floats:
-        """(n, rank) float32; a vector that is not finite is put into the centre."""
+        """(n, rank) float32; a vector that is not finite is put into the centre, at exactly 0."""
         shift = self.mean @ self.axes
         parts = [np.empty((0, self.axes.shape[1]), np.float32)]
         for start in range(0, len(vectors), _ROWS):
@@ -36,8 +36,11 @@ class Projection:
             with np.errstate(invalid="ignore"):  # +inf and -inf in one sum
                 is_whole = np.isfinite(rows.sum())  # one pass over the numbers: any that is not finite shows
             if not is_whole:
-                rows[~np.isfinite(rows).all(axis=1)] = self.mean
+                is_broken = ~np.isfinite(rows).all(axis=1)
+                rows[is_broken] = self.mean
             parts.append(rows @ self.axes - shift)
+            if not is_whole:
+                parts[-1][is_broken] = 0
         return np.concatenate(parts)
 
 

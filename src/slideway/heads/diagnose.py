@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from slideway.core.bag import EmbeddingBag
 from slideway.core.opinion import Answer, AttentionMap, Evidence, Finding, Kind, KnownCase, Opinion, TaskQuestion
-from slideway.core.tissue import QualityGrade
+from slideway.core.tissue import QualityGrade, Reason
 from slideway.heads.abmil import BagScores, Floats
 from slideway.heads.conformal import p_values
 from slideway.heads.head import Head, require_bag_fits, score_network
@@ -81,11 +81,7 @@ def form_opinion(
         tiles_only=card.weights.form == INSTANCE,
     )
     if unreadable := tuple(find_unreadable(asked)):
-        nothing = tuple(
-            Finding(task.question, Answer.NOT_READABLE, (), {}, unreadable, in_force=card.is_in_force(task))
-            for task in card.tasks
-        )
-        return _sum_up(card, nothing, None, None)
+        return _leave_unread(card, unreadable)
     return _read(card, head, bag, asked, policy, explain=explain)
 
 
@@ -94,17 +90,27 @@ def answer_bag(head: Head, bag: EmbeddingBag) -> dict[str, NDArray[np.float64]]:
     return _answer(head, head.score(bag))
 
 
+def _leave_unread(card: HeadCard, reasons: tuple[Reason, ...]) -> Opinion:
+    nothing = tuple(
+        Finding(task.question, Answer.NOT_READABLE, (), {}, reasons, in_force=card.is_in_force(task))
+        for task in card.tasks
+    )
+    return _sum_up(card, nothing, None, None)
+
+
 def _read(
     card: HeadCard, head: Head, bag: EmbeddingBag, asked: Circumstances, policy: ReferralPolicy, *, explain: bool
 ) -> Opinion:
     scores = head.score(bag)
+    is_whole = scores.projected.any(axis=1)  # the input layer puts a tile at 0 whose vector is not finite
+    if unreadable := tuple(find_unreadable(replace(asked, tiles=int(is_whole.sum())))):
+        return _leave_unread(card, unreadable)
     probabilities = _answer(head, scores)
     strangeness = None
     if head.typicality is not None:
-        strange = score_typicality(head.typicality, scores.projected, bag.weights)
+        strange = score_typicality(head.typicality, scores.projected[is_whole], bag.weights[is_whole])
         strangeness = strange.strangeness
-        told = {"strangeness": strangeness, "p_value": strange.p_value, "known_cases": strange.cases}
-        asked = Circumstances(**{**asked.__dict__, **told})
+        asked = replace(asked, strangeness=strangeness, p_value=strange.p_value, known_cases=strange.cases)
     explainer = _Explainer(head, bag, scores, probabilities) if explain else None
     findings: list[Finding] = []
     for task in card.tasks:

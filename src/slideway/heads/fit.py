@@ -24,6 +24,7 @@ _PROJECTED_TILES = 20_000  # the input layer's axes settle long before
 Bags = Sequence[NDArray[Any]]
 Labels = Mapping[str, NDArray[np.int64]]
 Tell = Callable[[int, int], object]
+LoggedTiles = tuple[Floats, Floats]  # (n_tiles, rank) and the logarithm of what each stands for
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,13 @@ class Training:
 
 
 def fit_abmil(
-    bags: Bags, labels: Labels, questions: Sequence[TaskQuestion], training: Training, *, tell: Tell | None = None
+    bags: Bags,
+    labels: Labels,
+    questions: Sequence[TaskQuestion],
+    training: Training,
+    *,
+    weights: Sequence[Floats] | None = None,
+    tell: Tell | None = None,
 ) -> Abmil:
     """Train a head on bags.
 
@@ -72,10 +79,11 @@ def fit_abmil(
         labels: For each task (n_bags,) positions in its labels, `UNKNOWN` where nobody said.
         questions: Tasks, parents before children.
         training: How.
+        weights: For each bag (n_tiles,) how many tiles of the tissue each stands for; None means 1 each.
         tell: Told members done and members in all.
 
     Raises:
-        ValueError: A bag is empty, or a task has no bag with a label.
+        ValueError: A bag is empty, no tile is a number, or a task has no bag with a label.
     """
     if any(len(bag) == 0 for bag in bags):
         raise ValueError("a bag without tiles cannot be learnt from")
@@ -83,10 +91,13 @@ def fit_abmil(
     if empty := [q.id for q in questions if not (masked[q.id] != UNKNOWN).any()]:
         raise ValueError(f"no bag has a label for {', '.join(empty)}")
     projection = fit_projection(_sample_tiles(bags, _PROJECTED_TILES), rank=min(training.rank, bags[0].shape[1]))
-    projected = [projection(_spread(bag, training.kept)) for bag in bags]
+    kept = [_spread(len(bag), training.kept) for bag in bags]
+    projected = [projection(bag[places]) for bag, places in zip(bags, kept, strict=True)]
+    stands_for = weights if weights is not None else [np.ones(len(bag), np.float32) for bag in bags]
+    logs = [np.log(own[places].astype(np.float32)) for own, places in zip(stands_for, kept, strict=True)]
     members = []
     for number, seed in enumerate(training.seeds):
-        members.append(_fit_member(projected, masked, questions, training, seed))
+        members.append(_fit_member(list(zip(projected, logs, strict=True)), masked, questions, training, seed))
         if tell is not None:
             tell(number + 1, len(training.seeds))
     return Abmil(projection, tuple(members), tuple(questions))
@@ -106,17 +117,20 @@ def mask_children(labels: Labels, questions: Sequence[TaskQuestion]) -> dict[str
 def _sample_tiles(bags: Bags, most: int) -> Floats:
     """The same number of tiles of every bag, evenly spaced: a large slide counts no more than a small one."""
     each = max(1, most // len(bags))
-    tiles = np.concatenate([_spread(bag, each) for bag in bags]).astype(np.float32)
-    return tiles[np.isfinite(tiles).all(axis=1)]
+    tiles = np.concatenate([bag[_spread(len(bag), each)] for bag in bags]).astype(np.float32)
+    whole = tiles[np.isfinite(tiles).all(axis=1)]
+    if not len(whole):
+        raise ValueError("no tile's vector is finite; nothing can be learnt from such bags")
+    return whole
 
 
-def _spread(bag: NDArray[Any], most: int) -> NDArray[Any]:
-    """At most so many tiles of a bag, evenly spaced over the slide."""
-    return bag if len(bag) <= most else bag[np.linspace(0, len(bag) - 1, most).astype(np.int64)]
+def _spread(count: int, most: int) -> NDArray[np.int64]:
+    """Places of at most so many of a bag's tiles, evenly spaced over the slide."""
+    return np.arange(count) if count <= most else np.linspace(0, count - 1, most).astype(np.int64)
 
 
 def _fit_member(
-    projected: Sequence[Floats],
+    projected: Sequence[LoggedTiles],
     labels: Labels,
     questions: Sequence[TaskQuestion],
     training: Training,
@@ -127,7 +141,7 @@ def _fit_member(
     try:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            network = _Network(projected[0].shape[1], questions, training)
+            network = _Network(projected[0][0].shape[1], questions, training)
             network.train_on(projected, labels, np.random.default_rng(seed))
             return network.freeze()
     finally:
@@ -150,7 +164,7 @@ class _Network:
         )
         self.drop = nn.Dropout(training.dropout)
 
-    def train_on(self, projected: Sequence[Floats], labels: Labels, random: np.random.Generator) -> None:
+    def train_on(self, projected: Sequence[LoggedTiles], labels: Labels, random: np.random.Generator) -> None:
         training = self.training
         optimiser = torch.optim.AdamW(self.layers.parameters(), training.rate, weight_decay=training.decay)
         steps = training.epochs * -(-len(projected) // training.batch)
@@ -180,11 +194,11 @@ class _Network:
             total = total + _loss(question, outputs[question.id][known], own, weights[question.id])
         return total
 
-    def forward(self, tiles: torch.Tensor, is_tile: torch.Tensor) -> dict[str, torch.Tensor]:
-        """(n_bags, n_tiles, rank) and which of them are tiles, to (n_bags, outputs) for each task."""
+    def forward(self, tiles: torch.Tensor, log_weights: torch.Tensor) -> dict[str, torch.Tensor]:
+        """(n_bags, n_tiles, rank), and the logarithm of what each stands for, to (n_bags, outputs) for each task."""
         hidden = self.drop(torch.relu(self.layers["hidden"](tiles)))
         gated = torch.tanh(self.layers["tanh"](hidden)) * torch.sigmoid(self.layers["gate"](hidden))
-        raw = self.layers["score"](gated)[..., 0].masked_fill(~is_tile, float("-inf"))
+        raw = self.layers["score"](gated)[..., 0] + log_weights
         pooled = torch.einsum("bn,bnh->bh", torch.softmax(raw, dim=1), hidden)
         return {q.id: self._answer(q, pooled) for q in self.questions}
 
@@ -233,15 +247,19 @@ def _ordered_steps(layer: nn.Module) -> torch.Tensor:
     return layer.get_parameter("first") - torch.cat([torch.zeros(1), torch.cumsum(gaps, 0)])
 
 
-def _draw(bags: Sequence[Floats], most: int, random: np.random.Generator) -> tuple[torch.Tensor, torch.Tensor]:
-    """Draw tiles of each bag at random, at most `most` and at least half of a small bag; padded to one length."""
-    counts = [min(most, max(1, int(random.uniform(0.5, 1.0) * len(bag)))) if len(bag) > 8 else len(bag) for bag in bags]
-    tiles = np.zeros((len(bags), max(counts), bags[0].shape[1]), np.float32)
-    is_tile = np.zeros(tiles.shape[:2], bool)
-    for i, (bag, count) in enumerate(zip(bags, counts, strict=True)):
-        tiles[i, :count] = bag[random.choice(len(bag), count, replace=False)]
-        is_tile[i, :count] = True
-    return torch.from_numpy(tiles), torch.from_numpy(is_tile)
+def _draw(bags: Sequence[LoggedTiles], most: int, random: np.random.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+    """Draw tiles of each bag at random, at most `most` and at least half of a small bag.
+
+    All are padded to one length with what stands for no tile.
+    """
+    sizes = [len(log) for _, log in bags]
+    counts = [min(most, max(1, int(random.uniform(0.5, 1.0) * size))) if size > 8 else size for size in sizes]
+    tiles = np.zeros((len(bags), max(counts), bags[0][0].shape[1]), np.float32)
+    log_weights = np.full(tiles.shape[:2], -np.inf, np.float32)
+    for i, ((bag, log), count) in enumerate(zip(bags, counts, strict=True)):
+        drawn = random.choice(len(bag), count, replace=False)
+        tiles[i, :count], log_weights[i, :count] = bag[drawn], log[drawn]
+    return torch.from_numpy(tiles), torch.from_numpy(log_weights)
 
 
 def _balance(labels: NDArray[np.int64], count: int) -> torch.Tensor:

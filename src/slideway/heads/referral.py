@@ -119,9 +119,10 @@ def decide(
         circumstances: Of the slide.
         policy: How sure to be.
     """
-    if not len(question.labels) == len(certainty.probabilities) == len(certainty.p_values):
+    parts = (certainty.probabilities, certainty.p_values, certainty.calibration_cases)
+    if {len(part) for part in parts} != {len(question.labels)}:
         raise ValueError(
-            f"{question.id}: one probability and one p-value for each of its {len(question.labels)} labels"
+            f"{question.id}: one probability, p-value and number of cases for each of its {len(question.labels)} labels"
         )
     cautions = tuple(_find_cautions(circumstances))
     unreadable = tuple(find_unreadable(circumstances))

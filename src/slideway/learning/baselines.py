@@ -26,12 +26,14 @@ Floats = NDArray[np.float64]
 
 
 def pool_mean(bag: EmbeddingBag) -> Floats:
-    """(width,) mean tile of a bag; tiles that stand for several count for them."""
+    """(width,) mean tile of a bag; tiles that stand for several count for them, those that are no numbers for none."""
     total, weights = np.zeros(bag.width), bag.weights.astype(np.float64)
     for start in range(0, len(bag), _ROWS):
-        rows = np.nan_to_num(bag.vectors[start : start + _ROWS].astype(np.float32), posinf=0, neginf=0)
-        total += weights[start : start + _ROWS] @ rows
-    mean: Floats = total / weights.sum()
+        rows, own = bag.vectors[start : start + _ROWS].astype(np.float32), weights[start : start + _ROWS]
+        is_broken = ~np.isfinite(rows).all(axis=1)
+        rows[is_broken], own[is_broken] = 0, 0
+        total += own @ rows
+    mean: Floats = total / max(weights.sum(), 1e-12)
     return mean
 
 

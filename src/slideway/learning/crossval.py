@@ -79,9 +79,10 @@ class _Told:
 
 def _work(sample: Sample, folds: Sequence[Fold], training: Training, processes: int) -> Any:
     if processes == 1 or len(folds) == 1:
-        means = _pool_all(sample)
-        for fold in folds:
-            yield fold, _judge_fold(sample, means, fold, training)
+        with threadpool_limits(1):  # as in a worker process: sums by several threads differ in their last bits
+            means = _pool_all(sample)
+            for fold in folds:
+                yield fold, _judge_fold(sample, means, fold, training)
         return
     # Spawned, as on Windows: a forked process inherits the state of libraries' threads.
     context = multiprocessing.get_context("spawn")
@@ -108,7 +109,8 @@ def _pool_all(sample: Sample) -> NDArray[np.float64]:
 def _judge_fold(sample: Sample, means: NDArray[np.float64], fold: Fold, training: Training) -> _Told:
     known = sample.select(fold.train)
     bags = [known.bag(i) for i in range(len(known))]
-    abmil = fit_abmil([bag.vectors for bag in bags], known.labels, sample.questions, training)
+    weights = [bag.weights for bag in bags]
+    abmil = fit_abmil([bag.vectors for bag in bags], known.labels, sample.questions, training, weights=weights)
     typicality = _fit_typicality([abmil.projection(bag.vectors) for bag in bags], known.cases)
     logits: dict[str, dict[str, NDArray[Any]]] = {method: {} for method in METHODS}
     p_value, strangeness, own = [], [], []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from importlib.metadata import version
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,7 @@ from slideway.registry.head_records import HeadCard
 
 THIS_HEAD = "this head"
 EXTERNAL = "external"
+VERSION = version("slideway")
 _SAME = 0.9999  # cosine of two mean tiles from which two slides are the same one
 
 Tell = Callable[[int, int], object]
@@ -119,6 +121,7 @@ def evaluate_head(
     figures = [measure_task(sample, one, policy) for one in judged]
     evaluation = {
         "head": card.id,
+        "slideway": VERSION,
         "command": "slideway evaluate",
         "of": "slides",
         "split": EXTERNAL,

@@ -15,10 +15,8 @@ from slideway.learning.table import SHOWN
 
 # Measured with slideway-small (docs/cohorts.md, bench/learning/measure_leakage.py).
 MIN_COSINE = 0.9  # of two tiles that show the same, on the same grid
-MIN_SHARE = 0.2  # of such tiles: between different cases at most .10, between re-exports on the same grid at least .54
-MIN_ALIGNED = (
-    0.1  # of tiles matched at one shift: different cases at most .03, a scan half a tile beside mostly over .19
-)
+MIN_SHARE = 0.2  # of such tiles: between different slides at most .10, between re-exports on one grid at least .60
+MIN_ALIGNED = 0.1  # of tiles matched at one shift: .20 and more for scans half a tile beside, five of six of them
 MIN_TILES = 8  # that match; with fewer a share says nothing: in a small slide some lie at one shift by chance
 _LIKE_COSINE = 0.6  # of two tiles that may overlap, on grids beside each other
 _SCREEN_COSINE = 0.75  # of landmarks

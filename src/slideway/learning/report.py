@@ -12,6 +12,7 @@ import numpy as np
 from slideway.core.opinion import Answer, Kind
 from slideway.learning.crossval import ABMIL
 from slideway.learning.evaluation import SPECIFICITY, TaskJudgement
+from slideway.learning.external import EXTERNAL
 from slideway.learning.plots import (
     NOT_READABLE,
     REFERRED,
@@ -44,12 +45,17 @@ PREDICTIONS = "predictions.csv"
 
 _HEAD = "This head"
 _UNKNOWN = "–"
+_OPTIMISTIC = (
+    "The set names no cases: tiles of one patient may have been learnt from and judged. All figures here are "
+    "optimistic, and by how much cannot be known."
+)
 _SPLITS = {
     LEAVE_ONE_CASE_OUT: "each case judged by networks that had seen all others, but not it",
     CASE_FOLDS: "cases dealt into folds; each judged by networks that had not seen its fold",
     LEAVE_SITE_OUT: "each hospital judged by networks that had not seen any case of it",
     OWN_SPLIT: "the cohort's own split: judged on its test cases only",
     TILES: "tiles of a set that names no cases: optimistic, since tiles of one case may stand on both sides",
+    EXTERNAL: "a finished head on a cohort it has not learnt from; no baselines, since nothing was trained",
 }
 _MEASURES = {"auroc": "AUROC", "accuracy": "Mean accuracy"}
 _COLUMNS = {
@@ -81,6 +87,7 @@ _TRAINING = {
     "decay": "Weight decay",
     "dropout": "Dropout",
     "seeds": "Seeds (networks averaged)",
+    "strength": "Inverse strength of the regression's penalty",
 }
 
 
@@ -106,7 +113,7 @@ def write_evaluation_page(
 
 
 def write_predictions(path: Path, sample: Sample, judged: Sequence[TaskJudgement]) -> None:
-    """Write what was said of every unseen slide, a row for each slide and task; it stays in the hospital.
+    """Write what was said of every unseen slide or tile, a row for each and task; it stays in the hospital.
 
     A label's probability and p-value stand in columns of their own, empty where a task does not have the label.
     Labels that a finding names are parted by `|`.
@@ -116,7 +123,7 @@ def write_predictions(path: Path, sample: Sample, judged: Sequence[TaskJudgement
     """
     labels = list(dict.fromkeys(label for one in judged for label in one.question.labels))
     columns = [
-        *("slide", "case", "task", "truth", "answer", "named"),
+        *("name", "case", "task", "truth", "answer", "named"),
         *(f"probability of {label}" for label in labels),
         *(f"p-value of {label}" for label in labels),
     ]
@@ -126,6 +133,7 @@ def write_predictions(path: Path, sample: Sample, judged: Sequence[TaskJudgement
 def _predictions_of(sample: Sample, judged: TaskJudgement, labels: Sequence[str]) -> Iterator[list[str]]:
     own = judged.question.labels
     places = [own.index(label) if label in own else None for label in labels]
+    own_numbers = judged.probabilities[judged.method]
     for i, row in enumerate(judged.rows):
         yield [
             sample.names[row],
@@ -134,7 +142,7 @@ def _predictions_of(sample: Sample, judged: TaskJudgement, labels: Sequence[str]
             own[judged.labels[i]],
             judged.answers[i].value,
             "|".join(judged.answered[i]),
-            *("" if at is None else f"{judged.probabilities[ABMIL][i, at]:.6f}" for at in places),
+            *("" if at is None else f"{own_numbers[i, at]:.6f}" for at in places),
             *("" if at is None else f"{judged.p_values[i, at]:.6f}" for at in places),
         ]
 
@@ -189,12 +197,21 @@ class _Task:
         return str(self.figures["measure"])
 
     @property
+    def own(self) -> Mapping[str, Any]:
+        """Figures of the head itself."""
+        own: Mapping[str, Any] = self.figures["methods"][_method_of(self.figures)]
+        return own
+
+    @property
     def best_baseline(self) -> str:
-        """As on the card."""
-        if self.of_card is not None and self.of_card.evidence is not None:
-            return self.of_card.evidence.baseline
-        others = {name: own for name, own in self.figures["methods"].items() if name != ABMIL}
-        return max(others, key=lambda name: others[name][self.measure]["value"])
+        """As on the card; empty where none was trained."""
+        others = {name: own for name, own in self.figures["methods"].items() if name != _method_of(self.figures)}
+        return max(others, key=lambda name: (others[name][self.measure]["value"], name), default="")
+
+    @property
+    def unit(self) -> str:
+        """What was judged: slide or tile."""
+        return _unit_of(self.evaluation)
 
 
 def _find_task(card: HeadCard, task_id: str) -> HeadTask | None:
@@ -207,19 +224,22 @@ def _find_judged(judged: Sequence[TaskJudgement], task_id: str) -> TaskJudgement
 
 def _warn(card: HeadCard, evaluation: Mapping[str, Any]) -> tuple[str, ...]:
     places = _count(evaluation["sites"], "hospital") if evaluation["sites"] else "an unknown number of hospitals"
+    unit = _unit_of(evaluation)
     return (
         f"Research starter, not a diagnosis: judged on {_count(evaluation['cases'], 'case')} of {places}, and not "
-        "validated clinically. Figures hold for slides like these; elsewhere they may be far worse.",
-        "Names of slides and cases are not on this page. The table of single predictions (predictions.csv), if one was "
+        f"validated clinically. Figures hold for {unit}s like these; elsewhere they may be far worse.",
+        *((_OPTIMISTIC,) if evaluation["split"] == TILES else ()),
+        f"Names of {unit}s and cases are not on this page. The table of single predictions (predictions.csv), if one was "
         "written, names them and stays in the hospital.",
     )
 
 
 def _facts(card: HeadCard, evaluation: Mapping[str, Any]) -> tuple[tuple[str, str, str], ...]:
-    split = evaluation["split"]
+    split, unit = evaluation["split"], _unit_of(evaluation)
+    judged = evaluation[f"{unit}s"]
     return (
         ("Split", split, f"{_count(evaluation['folds'], 'fold')}: {_SPLITS.get(split, split)}"),
-        ("Cases", str(evaluation["cases"]), f"{_count(evaluation['slides'], 'slide')}, {card.input.stain}"),
+        ("Cases", str(evaluation["cases"]), f"{_count(judged, unit)}, {card.input.stain}"),
         ("Hospitals", str(evaluation["sites"] or "unknown"), "" if evaluation["sites"] else "the cohort names none"),
         ("Encoder", card.input.encoder_id, f"{card.input.width} numbers a tile"),
         ("Head", card.id, f"version {card.version}, {card.state}, {card.weights.parameters:,} parameters"),
@@ -227,39 +247,27 @@ def _facts(card: HeadCard, evaluation: Mapping[str, Any]) -> tuple[tuple[str, st
 
 
 def _compare_tasks(tasks: Sequence[_Task]) -> EvaluationTable:
-    """The head and its best baseline, task by task."""
+    """The head and its better baseline, task by task."""
     rows = []
     for task in tasks:
-        methods, best = task.figures["methods"], task.best_baseline
-        own = methods[ABMIL]
+        best = task.best_baseline
         rows.append(
             (
                 task.figures["title"],
                 _MEASURES[task.measure],
-                _say(own[task.measure]),
-                f"{_say(methods[best][task.measure])} {best}",
+                _say(task.own[task.measure]),
+                _say(task.figures["methods"][best][task.measure]) if best else _UNKNOWN,
+                best or "none trained",
                 str(task.figures["cases"]),
-                _say(own.get("sensitivity")),
-                _say(own.get("specificity")),
-                _say(own["ece"]),
-                f"{task.figures['answered']:.1%}",
+                _say(task.own["ece"]),
+                _share(task.figures["answered"]),
             )
         )
     return EvaluationTable(
         "The head against the better baseline",
-        (
-            "Question",
-            "Measure",
-            _HEAD,
-            "Better baseline",
-            "Cases",
-            "Sensitivity",
-            "Specificity",
-            "ECE",
-            "Answer or set",
-        ),
+        ("Question", "Measure", _HEAD, "Better baseline", "Which", "Cases", "ECE", "Answer or set"),
         tuple(rows),
-        "On unseen cases, 95 % intervals in brackets. Sensitivity and specificity at probability 0.5.",
+        "On unseen cases, 95 % intervals in brackets.",
     )
 
 
@@ -268,34 +276,25 @@ def _compose_task(task: _Task) -> EvaluatedTask:
     counts = ", ".join(
         f"{label} {count}" for label, count in zip(figures["labels"], figures["slides_by_label"], strict=True)
     )
-    facts = [f"{_count(figures['slides'], 'slide')} of {_count(figures['cases'], 'case')}, by true label: {counts}."]
+    facts = [f"{_count(figures['slides'], task.unit)} of {_count(figures['cases'], 'case')}, by true label: {counts}."]
     parent = task.of_card.question.parent if task.of_card is not None else ""
     if parent:
         above = _find_task(task.card, parent)
         facts.append(f"Asked below “{above.question.title if above else parent}”: its answer must be yes first.")
     tables = (
-        _compare_methods(task.figures, "Head and baselines on the same folds"),
-        _tabulate_sets(figures),
-        *_tabulate_subgroups(figures),
+        _compare_methods(figures, "Head and baselines on the same folds" if task.best_baseline else "The head"),
+        _tabulate_sets(figures, task.unit),
+        *_tabulate_subgroups(figures, task.unit),
         *_tabulate_sites(task),
     )
     return EvaluatedTask(
         title=figures["title"],
-        headline=_say_headline(task),
         is_in_force=task.of_card is not None and task.card.is_in_force(task.of_card),
         state=_say_state(task),
         facts=tuple(facts),
         tables=tables,
         plots=tuple(_draw_plots(task)),
         missed=_say_missed(task) if "missed" in figures else (),
-    )
-
-
-def _say_headline(task: _Task) -> str:
-    methods, best = task.figures["methods"], task.best_baseline
-    return (
-        f"{_MEASURES[task.measure]} {_say(methods[ABMIL][task.measure])}; better baseline ({best}): "
-        f"{_say(methods[best][task.measure])}."
     )
 
 
@@ -318,13 +317,16 @@ def _compare_methods(figures: Mapping[str, Any], caption: str, note: str = "") -
     return EvaluationTable(
         caption,
         ("Method", *(_COLUMNS[key] for key in keys)),
-        tuple((_name_method(name), *(_say(own.get(key)) for key in keys)) for name, own in methods.items()),
+        tuple(
+            (_name_method(name, _method_of(figures)), *(_say(own.get(key)) for key in keys))
+            for name, own in methods.items()
+        ),
         note,
-        strong_row=list(methods).index(ABMIL),
+        strong_row=list(methods).index(_method_of(figures)),
     )
 
 
-def _tabulate_sets(figures: Mapping[str, Any]) -> EvaluationTable:
+def _tabulate_sets(figures: Mapping[str, Any], unit: str) -> EvaluationTable:
     sets = figures["sets"]
     rows = [
         (
@@ -338,25 +340,25 @@ def _tabulate_sets(figures: Mapping[str, Any]) -> EvaluationTable:
     rows.append(("All", str(figures["slides"]), _say(sets["coverage"]), _say(sets["mean_size"], digits=2)))
     return EvaluationTable(
         f"Conformal sets: promised {sets['promised']:.1%} of each label",
-        ("True label", "Slides", "Set holds it", "Mean size of set"),
+        ("True label", f"{unit.capitalize()}s", "Set holds it", "Mean size of set"),
         tuple(rows),
         f"Sets of one label: {_share(sets['single'])}; empty: {_share(sets['empty'])}.",
     )
 
 
-def _tabulate_subgroups(figures: Mapping[str, Any]) -> Iterator[EvaluationTable]:
+def _tabulate_subgroups(figures: Mapping[str, Any], unit: str) -> Iterator[EvaluationTable]:
     rows = figures.get("subgroups") or []
     if rows:
         measure = figures["measure"]
         yield EvaluationTable(
             "The head in subgroups",
-            ("Subgroup", "Slides", "Referred or not readable", _MEASURES[measure]),
+            ("Subgroup", f"{unit.capitalize()}s", "Referred or not readable", _MEASURES[measure]),
             tuple(
                 (
                     f"{row['by'].replace('_', ' ')}: {row['group']}",
                     str(row["slides"]),
                     _share(row["referred"]),
-                    _say(row[measure]) if measure in row else "too few slides",
+                    _say(row[measure]) if measure in row else f"too few {unit}s",
                 )
                 for row in rows
             ),
@@ -376,31 +378,35 @@ def _tabulate_sites(task: _Task) -> Iterator[EvaluationTable]:
 
 
 def _draw_plots(task: _Task) -> Iterator[EvaluationPlot]:
-    figures, judged = task.figures, task.judged
+    figures, judged, unit = task.figures, task.judged, task.unit
     if judged is not None and len(judged.rows):
-        yield draw_answers(_count_answers(judged))
+        yield draw_answers(_count_answers(judged), unit=unit)
         yield from _draw_order(task, judged)
-        yield draw_reliability(judged.probabilities[ABMIL], judged.labels)
-        yield draw_risk(_named(judged.probabilities), judged.labels, rule=_place_rule(judged))
+        yield draw_reliability(judged.probabilities[judged.method], judged.labels, unit=unit)
+        named = _named(judged.probabilities, judged.method)
+        yield draw_risk(named, judged.labels, rule=_place_rule(judged), unit=unit)
     curve = [row for row in task.evaluation.get("learning_curve") or () if row["task"] == figures["task"]]
     if curve:
         chance = 0.5 if task.is_binary else 1 / sum(count > 0 for count in figures["slides_by_label"])
-        yield draw_learning_curve([{**row, "methods": _named(row["methods"])} for row in curve], chance=chance)
-    yield draw_sets(figures["sets"], figures["slides_by_label"])
+        rows = [{**row, "methods": _named(row["methods"], _method_of(figures))} for row in curve]
+        yield draw_learning_curve(rows, chance=chance)
+    # An external cohort's sets are calibrated on the cases that were learnt from, whose number is not told here.
+    is_apart = task.evaluation["split"] == EXTERNAL
+    yield draw_sets(figures["sets"], figures["slides_by_label"], is_calibrated_here=not is_apart, unit=unit)
 
 
 def _draw_order(task: _Task, judged: TaskJudgement) -> Iterator[EvaluationPlot]:
     """How well labels are told apart: a ROC curve of two, a matrix of more."""
-    own = judged.probabilities[ABMIL]
+    own = judged.probabilities[judged.method]
     if not task.is_binary:
-        yield draw_confusion(own.argmax(axis=1), judged.labels, judged.question.labels)
+        yield draw_confusion(own.argmax(axis=1), judged.labels, judged.question.labels, unit=task.unit)
     elif len(np.unique(judged.labels)) > 1:
-        figures = task.figures["methods"][ABMIL]
         yield draw_roc(
-            {name: each[:, 1] for name, each in _named(judged.probabilities).items()},
+            {name: each[:, 1] for name, each in _named(judged.probabilities, judged.method).items()},
             judged.labels == 1,
             yes=judged.question.labels[1],
-            point=(Bounds(**figures["sensitivity"]), Bounds(**figures["specificity"])),
+            point=(Bounds(**task.own["sensitivity"]), Bounds(**task.own["specificity"])),
+            unit=task.unit,
         )
 
 
@@ -433,16 +439,19 @@ def _say_missed(task: _Task) -> tuple[str, ...]:
     answers, total, count = figures["answers"], figures["slides"], int(missed["missed"])
     left = answers["answer"] + answers["set"]
     yes = figures["labels"][1]
-    referred = f"The rule refers {total - left} of {total} slides: {_say_percent(missed['referred'])}."
+    referred = f"The rule refers {total - left} of {_count(total, task.unit)}: {_say_percent(missed['referred'])}."
     if not left:
-        return (referred, f"It answers none, so nothing is known of how many “{yes}” slides its answers would miss.")
+        return (
+            referred,
+            f"It answers none, so nothing is known of how many “{yes}” {task.unit}s its answers would miss.",
+        )
     return (
         referred,
-        f"Among the {_count(left, 'slide')} it answers, {count} {'is' if count == 1 else 'are'} truly “{yes}” and not "
+        f"Among the {_count(left, task.unit)} it answers, {count} {'is' if count == 1 else 'are'} truly “{yes}” and not "
         f"called so: {_say_percent(missed['of_unreferred'])}; with 95 % confidence below "
         f"{missed['of_unreferred_below']:.1%}.",
-        f"Of the “{yes}” slides among them, it misses {_say_percent(missed['of_positive'])}; with 95 % confidence "
-        f"below {missed['of_positive_below']:.1%}. Bounds are Clopper–Pearson's, each slide counted.",
+        f"Of the “{yes}” {task.unit}s among them, it misses {_say_percent(missed['of_positive'])}; with 95 % confidence "
+        f"below {missed['of_positive_below']:.1%}. Bounds are Clopper–Pearson's, each {task.unit} counted.",
     )
 
 
@@ -455,14 +464,24 @@ def _list_settings(evaluation: Mapping[str, Any]) -> tuple[tuple[str, str], ...]
     return tuple(rows)
 
 
-def _named(methods: Mapping[str, Any]) -> dict[str, Any]:
+def _method_of(figures: Mapping[str, Any]) -> str:
+    """The method that is the head itself."""
+    return str(figures.get("method", ABMIL))
+
+
+def _unit_of(evaluation: Mapping[str, Any]) -> str:
+    """What was judged: slide or tile."""
+    return "tile" if evaluation.get("of") == "tiles" else "slide"
+
+
+def _named(methods: Mapping[str, Any], own: str) -> dict[str, Any]:
     """Methods under the names that the page shows, the head first."""
-    ordered = sorted(methods, key=lambda name: name != ABMIL)
-    return {_name_method(name): methods[name] for name in ordered}
+    ordered = sorted(methods, key=lambda name: name != own)
+    return {_name_method(name, own): methods[name] for name in ordered}
 
 
-def _name_method(name: str) -> str:
-    return _HEAD if name == ABMIL else name
+def _name_method(name: str, own: str) -> str:
+    return _HEAD if name == own else name
 
 
 def _say(figure: Any, *, digits: int = 3) -> str:

@@ -29,6 +29,7 @@ from slideway.learning.tile_table import TileTable
 from slideway.learning.train import (
     EVALUATION,
     LICENCE_FILE,
+    VERSION,
     EncoderFacts,
     Plan,
     Tell,
@@ -81,6 +82,7 @@ def train_tile_head(
     figures = measure_task(sample, judged, plan.policy)
     evaluation = {
         "head": plan.head_id,
+        "slideway": VERSION,
         "command": plan.command,
         "of": "tiles",
         "split": split,

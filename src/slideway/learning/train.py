@@ -5,16 +5,18 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from slideway.core.errors import CohortError, WrongUseError
 from slideway.core.opinion import TaskQuestion
-from slideway.heads.abmil import Projection
+from slideway.heads.abmil import Floats, Projection
 from slideway.heads.conformal import calibrate
-from slideway.heads.fit import Training, fit_abmil
+from slideway.heads.fit import Training, fit_abmil, mask_children
 from slideway.heads.head import Head, KnownCases, TaskCertainty, save_head
 from slideway.heads.hierarchy import calibrate_questions, join_questions
 from slideway.heads.instance import InstanceScorer
@@ -36,10 +38,11 @@ from slideway.learning.splits import (
     own_split,
 )
 from slideway.registry.blobs import hash_file
-from slideway.registry.head_card import write_head_card
+from slideway.registry.head_card import require_writable, write_head_card
 from slideway.registry.head_records import HEAD_FILE, HeadCard, HeadInput, HeadTask, HeadWeights, TaskEvidence
 from slideway.registry.records import CardLicence, CardTraining, CardUse
 
+VERSION = version("slideway")
 SPLITS = (LEAVE_ONE_CASE_OUT, CASE_FOLDS, LEAVE_SITE_OUT, OWN_SPLIT)
 EVALUATION = "evaluation.json"
 LICENCE_FILE = "LICENSE"
@@ -137,13 +140,16 @@ def train_head(sample: Sample, plan: Plan, folder: Path, *, tell: Tell | None = 
         The head; every task whose lower bound does not beat the best baseline is off.
 
     Raises:
-        CohortError: The cohort does not allow the split.
+        CohortError: The cohort does not allow the split, or a fold would have nothing to learn from.
         LeakageError: A case would stand on both sides.
+        WrongUseError: The plan's words cannot stand on a card.
     """
     say = tell or (lambda *_: None)
     encoder = _name_encoder(sample)
     split = plan.split or choose_split(sample)
     folds = make_folds(sample, split, plan.seed)
+    require_learnable(sample, folds)
+    _require_writable_card(folder, plan, encoder, sample.questions)
     held = cross_validate(
         sample, folds, plan.training, processes=plan.processes, tell=lambda done, of: say("judging", done, of)
     )
@@ -153,7 +159,7 @@ def train_head(sample: Sample, plan: Plan, folder: Path, *, tell: Tell | None = 
         evaluation["learning_curve"] = measure_curve(sample, plan, say)
     evaluation["leave_site_out"] = _measure_sites(sample, plan, say) if split != LEAVE_SITE_OUT else None
     head = _fit_all(sample, plan, held, say)
-    save_head(folder / HEAD_FILE, head)
+    save_head(folder / HEAD_FILE, head, encoder_fingerprint=encoder.fingerprint)
     (folder / LICENCE_FILE).write_text(plan.licence[2], encoding="utf-8")
     card = describe_head(folder, plan, encoder, head, sample.questions, evaluation)
     write_head_card(card)
@@ -185,6 +191,54 @@ def make_folds(sample: Sample, split: str, seed: int) -> tuple[Fold, ...]:
         labels = np.stack([sample.labels[question.id] for question in sample.questions], axis=1)
         return case_folds(sample.cases, labels, min(_FOLDS, len(set(sample.cases))), seed)
     raise ValueError(f"{split!r} is none of {', '.join(SPLITS)}")
+
+
+def require_learnable(sample: Sample, folds: Sequence[Fold]) -> None:
+    """Refuse, before anything is trained, folds in which a task shows one label only.
+
+    Raises:
+        CohortError: A fold's cases teach one label only, or all that is judged has one label.
+    """
+    judged = np.concatenate([fold.test for fold in folds])
+    for question in sample.questions:
+        labels = sample.labels[question.id]
+        if _count_labels(labels[judged]) < 2:
+            raise CohortError(f"{question.id}: the slides to be judged show one label only; choose another split")
+        for fold in folds:
+            asked = mask_children(sample.select(fold.train).labels, sample.questions)[question.id]
+            if _count_labels(labels[fold.train]) < 2 or _count_labels(asked) < 1:
+                raise CohortError(
+                    f"{question.id}: with {fold.name} left out, the other slides show one label only, or none whose "
+                    f"{question.parent or question.id} is yes; add cases, or choose another split"
+                )
+
+
+def _count_labels(labels: NDArray[np.int64]) -> int:
+    return len(np.unique(labels[labels != UNKNOWN]))
+
+
+def _require_writable_card(folder: Path, plan: Plan, encoder: EncoderFacts, questions: Sequence[TaskQuestion]) -> None:
+    """Find out before an hour of training that an id or a title cannot stand on a card."""
+    spdx, note, _ = plan.licence
+    card = HeadCard(
+        folder=folder,
+        id=plan.head_id,
+        title=plan.title,
+        version="1.0.0",
+        state="candidate",
+        input=HeadInput(encoder.encoder_id, encoder.fingerprint, encoder.width, plan.stain, plan.min_tiles),
+        tasks=tuple(HeadTask(question, False, "Not evaluated yet.", None) for question in questions),
+        weights=HeadWeights("0" * 64, 1, 1, "abmil"),
+        licence=CardLicence(spdx, LICENCE_FILE, note),
+        use=CardUse("None yet.", "None yet."),
+        training=CardTraining(plan.data, "None yet."),
+        limits=("None yet.", *plan.limits),
+        metrics={"command": plan.command},
+    )
+    try:
+        require_writable(card)
+    except ValueError as error:
+        raise WrongUseError(f"{plan.head_id}: nothing was trained, since {error}") from error
 
 
 def measure_curve(sample: Sample, plan: Plan, say: Tell) -> list[dict[str, Any]]:
@@ -219,7 +273,7 @@ def _can_learn(sample: Sample, fold: Fold) -> bool:
         labels = sample.labels[question.id][fold.train]
         if question.parent in sample.labels:
             labels = labels[sample.labels[question.parent][fold.train] == 1]
-        if len(np.unique(labels[labels != UNKNOWN])) < 2:
+        if _count_labels(labels) < 2:
             return False
     return True
 
@@ -229,7 +283,10 @@ def _measure_sites(sample: Sample, plan: Plan, say: Tell) -> list[dict[str, Any]
     sites = sample.facts.get("site", ())
     if len(set(sites)) < 2 or "" in sites:
         return None
-    folds = make_folds(sample, LEAVE_SITE_OUT, plan.seed)
+    try:
+        folds = make_folds(sample, LEAVE_SITE_OUT, plan.seed)
+    except CohortError:  # a case of two sites: a note of the cohort, and no reason to lose what was trained
+        return None
     if not all(_can_learn(sample, fold) for fold in folds):
         return None
     held = cross_validate(sample, folds, plan.training, processes=plan.processes)
@@ -249,6 +306,7 @@ def _name_encoder(sample: Sample) -> EncoderFacts:
 def _evaluate(sample: Sample, plan: Plan, judged: Sequence[TaskJudgement], split: str, folds: int) -> dict[str, Any]:
     return {
         "head": plan.head_id,
+        "slideway": VERSION,
         "command": plan.command,
         "of": "slides",
         "split": split,
@@ -270,6 +328,7 @@ def _fit_all(sample: Sample, plan: Plan, held: HeldOut, say: Tell) -> Head:
         sample.labels,
         sample.questions,
         plan.training,
+        weights=[bag.weights for bag in bags],
         tell=lambda done, of: say("training", done, of),
     )
     projected = [network.projection(bag.vectors) for bag in bags]
@@ -278,9 +337,17 @@ def _fit_all(sample: Sample, plan: Plan, held: HeldOut, say: Tell) -> Head:
         network,
         make_certain(sample, held),
         fit_typicality(by_case) if len(by_case) >= MIN_CASES else None,
-        _know_cases(sample, [tiles.mean(axis=0) for tiles in by_case]),
+        _know_cases(sample, _average_cases(by_case, group_by_case([bag.weights for bag in bags], sample.cases))),
         make_golden(network.projection),
     )
+
+
+def _average_cases(tiles: Sequence[Floats], weights: Sequence[Floats]) -> list[Floats]:
+    """(rank,) mean tile of each case; tiles that stand for several count for them, as they do in a slide's own mean."""
+    return [
+        np.average(own, axis=0, weights=stands_for).astype(np.float32)
+        for own, stands_for in zip(tiles, weights, strict=True)
+    ]
 
 
 def make_certain(sample: Sample, held: HeldOut) -> dict[str, TaskCertainty]:

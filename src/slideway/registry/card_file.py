@@ -148,9 +148,9 @@ class CardTable:
         red, green, blue = (float(v) for v in value)
         return red, green, blue
 
-    def sentences(self, key: str) -> tuple[str, ...]:
+    def sentences(self, key: str, wanted: str = "a list of sentences: every model has limits") -> tuple[str, ...]:
         """A list of texts, at least one."""
         value = self.entries.get(key)
         if not isinstance(value, list) or not value or not all(isinstance(v, str) and v.strip() for v in value):
-            raise self.refuse(key, "a list of sentences: every model has limits")
+            raise self.refuse(key, wanted)
         return tuple(value)

@@ -32,7 +32,7 @@ from slideway.registry.records import CARD_FILE, STATES, CardLicence, CardTraini
 SCHEMA = "1.0"
 SCHEMA_MAJOR = 1
 KIND = "head"
-_ID = r"[a-z0-9][a-z0-9._-]{0,63}"
+HEAD_ID = r"[a-z0-9][a-z0-9._-]{0,63}"
 
 
 def read_head_card(folder: Path) -> HeadCard:
@@ -64,14 +64,23 @@ def write_head_card(card: HeadCard) -> None:
         ValueError: The card holds something that a card file cannot.
         OSError: The folder cannot be written.
     """
+    write_card_file(card.folder / CARD_FILE, require_writable(card))
+
+
+def require_writable(card: HeadCard) -> str:
+    """The text of a card's file, if it would be read back as it is.
+
+    Raises:
+        ValueError: The card holds something that a card file cannot.
+    """
     try:
         text = tomli_w.dumps(_as_toml(card))
-        is_kept = _build_card(card.folder, tomllib.loads(text)) == card
-    except (TypeError, UntrustedHeadError) as error:
+        is_kept = _build_card(card.folder, tomllib.loads(text.encode().decode())) == card
+    except (TypeError, ValueError, UntrustedHeadError) as error:
         raise ValueError(f"{card.id}: this card cannot be written ({error})") from error
     if not is_kept:
         raise ValueError(f"{card.id}: this card would not be read back as it is (tuples or numbers in its metrics?)")
-    write_card_file(card.folder / CARD_FILE, text)
+    return text
 
 
 def _as_toml(card: HeadCard) -> dict[str, Any]:
@@ -101,12 +110,12 @@ def _build_card(folder: Path, content: Mapping[str, Any]) -> HeadCard:
     use, training = _table(folder, "use", content.get("use")), _table(folder, "training", content.get("training"))
     return HeadCard(
         folder=folder,
-        id=top.text("id", pattern=_ID),
+        id=top.text("id", pattern=HEAD_ID),
         title=top.text("title"),
         version=top.text("version"),
         state=top.text("state", pattern="|".join(STATES)),
         input=HeadInput(
-            encoder_id=given.text("encoder_id", pattern=_ID),
+            encoder_id=given.text("encoder_id", pattern=HEAD_ID),
             encoder_fingerprint=given.text("encoder_fingerprint", pattern="[0-9a-f]{64}"),
             width=given.count("width"),
             stain=given.text("stain"),
@@ -150,9 +159,9 @@ def _build_task(row: CardTable) -> HeadTask:
             id=row.text("id", pattern=r"[a-z][a-z0-9.-]{0,63}"),
             title=row.text("title"),
             kind=Kind(row.text("kind", pattern="|".join(Kind))),
-            labels=row.sentences("labels"),
+            labels=row.sentences("labels", "a list of labels"),
             parent=row.optional_text("parent"),
-            sites=row.sentences("sites") if "sites" in row.entries else (),
+            sites=row.sentences("sites", "a list of sites") if "sites" in row.entries else (),
         )
     except ValueError as error:
         raise UntrustedHeadError(f"{row.folder.name}: {CARD_FILE}: {error}") from error
@@ -184,12 +193,16 @@ def _build_evidence(table: CardTable) -> TaskEvidence:
 
 def _count_or_none(table: CardTable, key: str) -> int:
     """A whole number from 0: what a card leaves out is 0."""
-    return 0 if table.entries.get(key, 0) == 0 else table.count(key)
+    value = table.entries.get(key, 0)
+    return 0 if type(value) is int and value == 0 else table.count(key)
 
 
 def _build_bounds(table: CardTable, key: str) -> Bounds:
     bounds = CardTable(table.folder, f"{table.section}.{key}", table.entries.get(key), UntrustedHeadError)
-    return Bounds(bounds.measured("value"), bounds.measured("low"), bounds.measured("high"))
+    value, low, high = (bounds.measured(name) for name in ("value", "low", "high"))
+    if not 0 <= low <= value <= high:
+        raise bounds.refuse("value", "from 0 to 1 and within its own low and high")
+    return Bounds(value, low, high)
 
 
 def _table(folder: Path, section: str, entries: object) -> CardTable:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
 
 from slideway.core.errors import UnknownHeadError, UntrustedHeadError, WrongUseError
 from slideway.registry.blobs import hash_file
-from slideway.registry.head_card import read_head_card, write_head_card
+from slideway.registry.head_card import HEAD_ID, read_head_card, write_head_card
 from slideway.registry.head_records import HeadCard
 from slideway.registry.records import CARD_FILE
 from slideway.registry.staging import Staging, remove_folder, require_space, write_fence
@@ -92,7 +93,10 @@ def verify_head_files(card: HeadCard) -> None:
 
 
 def install_head(source: Path, *, replace_it: bool = False, head_id: str | None = None) -> HeadCard:
-    """Verify a head's folder and copy it to the user's heads, all or nothing; the same head again changes nothing.
+    """Verify a head's folder and copy it to the user's heads, all or nothing.
+
+    The same head again changes nothing, unless the installed one was damaged: its state and what a person switched on
+    or off stay. With `replace_it` the new card counts.
 
     Args:
         source: Folder with card, weights and licence; what else lies in it is not taken.
@@ -107,8 +111,10 @@ def install_head(source: Path, *, replace_it: bool = False, head_id: str | None 
     card = read_head_card(source)
     verify_head_files(card)
     id_ = head_id or card.id
-    _require_free_place(id_, card, replace_it=replace_it)
-    with Staging(heads_folder(), id_) as staging:
+    held = _require_free_place(id_, card, replace_it=replace_it)
+    if held is not None and held.fingerprint == card.fingerprint and not replace_it and _is_whole(held):
+        return held
+    with Staging(heads_folder(), held.folder.name if held is not None else id_) as staging:
         require_space(heads_folder(), card.weights.bytes + 100_000)
         for name in card.file_names:
             try:
@@ -181,15 +187,20 @@ def _change(card: HeadCard) -> HeadCard:
 
 
 def _find_own(id_: str) -> HeadCard:
+    if any(mark in id_ for mark in ("/", "\\")):
+        raise WrongUseError(f"{id_!r} is no id of an installed head; `slideway models list` shows them")
     card = find_head(id_)
-    if is_packaged_head(card) or card.folder.parent != heads_folder():
+    if is_packaged_head(card):
         raise WrongUseError(
             f"{id_} came with Slideway and stays as it is; use it by name with `slideway read --head {id_}`"
         )
     return card
 
 
-def _require_free_place(id_: str, card: HeadCard, *, replace_it: bool) -> None:
+def _require_free_place(id_: str, card: HeadCard, *, replace_it: bool) -> HeadCard | None:
+    """The head whose place would be taken; None for a new one."""
+    if not re.fullmatch(HEAD_ID, id_):
+        raise WrongUseError(f"{id_!r} cannot be an id: small letters, digits, dots, - and _, at most 64")
     held = next((known for known in list_heads() if known.id == id_), None)
     if held is not None and is_packaged_head(held):
         raise WrongUseError(f"the id {id_!r} belongs to a head of Slideway's; give another one with --id")
@@ -198,6 +209,32 @@ def _require_free_place(id_: str, card: HeadCard, *, replace_it: bool) -> None:
             f"{id_!r} is installed already and is another head (fingerprint {held.fingerprint[:12]}); give this one "
             "another id with --id, or let it take the place with --replace"
         )
+    if held is None:
+        _require_free_folder(heads_folder() / id_, replace_it=replace_it)
+    return held
+
+
+def _require_free_folder(folder: Path, *, replace_it: bool) -> None:
+    """Refuse a folder in which something else lies: a head of another id, or one that is broken."""
+    if not folder.exists():
+        return
+    other = next((known for known in list_heads() if known.folder == folder), None)
+    if other is not None:
+        raise WrongUseError(
+            f"the folder {folder.name!r} among the heads holds {other.id!r}; give this head another id with --id"
+        )
+    if not replace_it:
+        raise WrongUseError(
+            f"{folder.name!r} is installed already and is broken; let this head take the place with --replace"
+        )
+
+
+def _is_whole(card: HeadCard) -> bool:
+    try:
+        verify_head_files(card)
+    except UntrustedHeadError:
+        return False
+    return (card.folder / card.licence.file).is_file()
 
 
 def _head_folders() -> list[Path]:
