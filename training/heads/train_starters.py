@@ -50,12 +50,12 @@ ATLAS_LIMITS = (
     "Organ, stain, laboratory and diagnosis are confounded in this set, and labels are a teaching atlas's: no accuracy "
     "claim can rest on it.",
     "A tile does not inherit its slide's label: many tiles of malignant slides are benign tissue.",
-    "The encoder has seen these very tiles, without labels; 96 tiles a slide, chosen full of tissue, at estimated pixel "
-    "sizes.",
+    "The encoder has seen these very tiles, without labels; 96 tiles a slide, chosen full of tissue, at estimated "
+    "pixel sizes.",
 )
 PCAM_LIMITS = (
-    "993 tiles of lymph nodes of breast cancer patients (PatchCamelyon, from CAMELYON16), 96 px at 0.97 µm/px enlarged; "
-    "the encoder reads tiles at 0.5 µm/px from real slides, which look sharper.",
+    "993 tiles of lymph nodes of breast cancer patients (PatchCamelyon, from CAMELYON16), 96 px at 0.97 µm/px, "
+    "enlarged; the encoder reads tiles at 0.5 µm/px from real slides, which look sharper.",
 )
 OSCC_LIMITS = (
     "1,208 images of oral mucosa of mixed magnification, squeezed in one direction, with label noise; the set names no "
@@ -109,7 +109,16 @@ def write_atlas_cohort(atlas: Path, encoder: Encoder, bags: Path, steps: Steps) 
 
 
 def train_labelled(
-    data: Path, encoder: Encoder, folder: Path, work: Path, steps: Steps, *, name: str, plan: Plan, task: str, mpp: float
+    data: Path,
+    encoder: Encoder,
+    folder: Path,
+    work: Path,
+    steps: Steps,
+    *,
+    name: str,
+    plan: Plan,
+    task: str,
+    mpp: float,
 ) -> TrainedHead:
     """A tile head on one of the labelled sets."""
     path = work / f"{name}.csv"

@@ -36,9 +36,9 @@ def add(
 ) -> int:
     """Install an encoder or a head. Weights stay yours: Slideway ships none but its own.
 
-    SOURCE is a head's folder (as `slideway train` makes it), an encoder's folder (with card.toml), a file of weights with --slot, or hub:OWNER/NAME. A checkpoint is never
-    run: tensors are read out of it and put into a graph of our own, and what it computes is frozen in golden tiles.
-    It is put in its place only after they reproduce on this computer.
+    SOURCE is a head's folder (as `slideway train` makes it), an encoder's folder (with card.toml), a file of weights
+    with --slot, or hub:OWNER/NAME. A checkpoint is never run: tensors are read out of it and put into a graph of our
+    own, and what it computes is frozen in golden tiles. It is put in its place only after they reproduce here.
 
     \b
     Examples:

@@ -81,9 +81,8 @@ def print_heads() -> None:
     for card in cards:
         force = ", ".join(f"{task.question.id} {'on' if card.is_in_force(task) else 'off'}" for task in card.tasks)
         origin = "Slideway" if is_packaged_head(card) else "yours"
-        click.echo(
-            f"{card.id}  {card.state}  for {card.input.encoder_id}  {card.fingerprint[:12]}  {origin}  [{force}]"
-        )
+        facts = (card.id, card.state, f"for {card.input.encoder_id}", card.fingerprint[:12], origin, f"[{force}]")
+        click.echo("  ".join(facts))
     for reason in list_broken_heads().values():
         click.echo(f"! {reason}")
 

@@ -172,6 +172,7 @@ def _decide(
 def measure_task(sample: Sample, judged: TaskJudgement, policy: ReferralPolicy) -> dict[str, Any]:
     """Figures of one task as plain numbers, lists and tables, for JSON, the card and the report."""
     question, cases = judged.question, [sample.cases[i] for i in judged.rows]
+    owner = np.array(cases)
     methods = {name: _measure_method(question, own, judged.labels, cases) for name, own in judged.probabilities.items()}
     sets = measure_sets(prediction_sets(judged.p_values, policy.alpha), judged.labels)
     figures: dict[str, Any] = {
@@ -181,6 +182,7 @@ def measure_task(sample: Sample, judged: TaskJudgement, policy: ReferralPolicy) 
         "labels": list(question.labels),
         "slides": len(judged.rows),
         "cases": len(set(cases)),
+        "cases_by_label": [len(set(owner[judged.labels == one])) for one in range(len(question.labels))],
         "slides_by_label": np.bincount(judged.labels, minlength=len(question.labels)).tolist(),
         "measure": name_measure(question),
         "method": judged.method,
@@ -219,7 +221,7 @@ def _measure_method(
     }
     if question.kind is not Kind.BINARY:
         figures["accuracy"] = _plain(measure_macro_accuracy(predicted, labels, cases=cases))
-        figures["plain_accuracy"] = _plain(exact_interval(int((predicted == labels).sum()), len(labels)))
+        figures["plain_accuracy"] = _plain(_share_right(predicted == labels, cases))
         if question.kind is Kind.ORDINAL:
             figures["weighted_kappa"] = _number(weighted_kappa(predicted, labels, classes=len(question.labels)))
         return figures
@@ -227,9 +229,16 @@ def _measure_method(
     point = measure_sensitivity(scores, positive, specificity=SPECIFICITY, cases=cases)
     figures["auroc"] = _plain(measure_auroc(scores, positive, cases=cases))
     figures["sensitivity_at_specificity_90"] = _plain(point.sensitivity)
-    figures["sensitivity"] = _plain(exact_interval(int((predicted[positive] == 1).sum()), int(positive.sum())))
-    figures["specificity"] = _plain(exact_interval(int((predicted[~positive] == 0).sum()), int((~positive).sum())))
+    owner = np.array(cases)
+    figures["sensitivity"] = _plain(_share_right(predicted[positive] == 1, owner[positive]))
+    figures["specificity"] = _plain(_share_right(predicted[~positive] == 0, owner[~positive]))
     return figures
+
+
+def _share_right(is_right: NDArray[np.bool_], cases: Sequence[str] | NDArray[Any]) -> Bounds:
+    """Share of slides that is right, with the interval of as many cases: slides of one case are no independent ones."""
+    count = len(set(cases))
+    return exact_interval(float(is_right.mean()) * count, count)
 
 
 def _measure_missed(judged: TaskJudgement) -> dict[str, Any]:
@@ -280,7 +289,7 @@ def draw_evidence(figures: Mapping[str, Any], *, split: str, sites: int) -> Task
     return TaskEvidence(
         split=split,
         cases=figures["cases"],
-        positives=figures["slides_by_label"][1] if figures["kind"] == Kind.BINARY else 0,
+        positives=figures["cases_by_label"][1] if figures["kind"] == Kind.BINARY else 0,
         measure=measure,
         value=Bounds(**own[measure]),
         baseline=baseline,

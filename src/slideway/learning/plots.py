@@ -74,7 +74,12 @@ _ANSWER_TONES: Mapping[str, tuple[str, str, str]] = {
 
 
 def draw_roc(
-    scores: Mapping[str, Array], positive: Array, *, yes: str = "yes", point: tuple[Bounds, Bounds] | None = None
+    scores: Mapping[str, Array],
+    positive: Array,
+    *,
+    yes: str = "yes",
+    point: tuple[Bounds, Bounds] | None = None,
+    unit: str = "slide",
 ) -> EvaluationPlot:
     """Sensitivity against false alarms at every threshold, a step for each slide; ties are slanted lines.
 
@@ -83,6 +88,7 @@ def draw_roc(
         positive: (n,) bool, at least one of each.
         yes: The label that is looked for.
         point: Sensitivity and specificity where the head operates; None to mark none.
+        unit: What was judged, in one word.
     """
     positive = np.asarray(positive, bool)
     with _drawing(_WIDTH, 4.4) as figure:
@@ -95,11 +101,11 @@ def draw_roc(
             _draw_line(axes, stroke, false_alarms, found, label=f"{name}: {values[name]:.3f}", mark="")
         if point is not None:
             axes.plot([1 - point[1].value], [point[0].value], "o", color=_GROUND, markeredgecolor=_INK, markersize=7)
-        _frame(axes, f"false alarms: share of other slides called “{_tidy(yes)}”", "sensitivity")
+        _frame(axes, f"false alarms: share of other {unit}s called “{_tidy(yes)}”", "sensitivity")
         axes.set(xlim=(-0.01, 1.01), ylim=(-0.01, 1.01))
         axes.legend(title="area under the curve", loc="lower right", handlelength=3.2, **_LEGEND)
         svg = _as_svg(figure)
-    counts = f"{int(positive.sum())} slides with “{yes}” and {int((~positive).sum())} without"
+    counts = f"{int(positive.sum())} {unit}s with “{yes}” and {int((~positive).sum())} without"
     areas = "; ".join(f"{name} {value:.3f}" for name, value in values.items())
     said = "" if point is None else " The ring is where the head operates (probability 0.5)."
     return EvaluationPlot(
@@ -107,7 +113,7 @@ def draw_roc(
         svg,
         *_size(_WIDTH, 4.4),
         alt=f"ROC curves on {counts}. Area under the curve: {areas}.",
-        caption=f"{counts}: each step is one slide. Grey: chance.{said}",
+        caption=f"{counts}: each step is one {unit}. Grey: chance.{said}",
     )
 
 
@@ -125,21 +131,22 @@ def trace_roc(scores: Array, positive: Array) -> tuple[Floats, Floats]:
     return np.append(0.0, alarms / alarms[-1]), np.append(0.0, found / found[-1])
 
 
-def draw_confusion(predicted: Array, labels: Array, names: Sequence[str]) -> EvaluationPlot:
+def draw_confusion(predicted: Array, labels: Array, names: Sequence[str], *, unit: str = "slide") -> EvaluationPlot:
     """How many slides of each true label got which label; shaded by the share of the row.
 
     Args:
         predicted: (n,) position of the head's leading label.
         labels: (n,) position of the true label.
         names: All labels.
+        unit: What was judged, in one word.
     """
     table = np.zeros((len(names), len(names)), np.int64)
     np.add.at(table, (np.asarray(labels), np.asarray(predicted)), 1)
     share = table / np.maximum(table.sum(axis=1, keepdims=True), 1)
-    room = _room_for(names)
-    width, height = max(_WIDTH, 1.0 + room + 0.36 * len(names)), max(3.2, 1.0 + room + 0.30 * len(names))
+    room, below = _room_for(names), _room_for(names, extra=1)
+    width, height = max(_WIDTH, 0.6 + room + 0.31 * len(names)), max(3.2, 0.55 + below + 0.28 * len(names))
     with _drawing(width, height) as figure:
-        axes = _lay_axes(figure, left=0.4 + room, bottom=0.4 + room, right=0.3, top=0.15)
+        axes = _lay_axes(figure, left=0.4 + room, bottom=0.4 + below, right=0.2, top=0.15)
         violet = mpl.colors.LinearSegmentedColormap.from_list("violet", [_GROUND, STROKES[0].colour])
         axes.imshow(share, cmap=violet, vmin=0, vmax=1, aspect="auto", interpolation="none")
         for row, column in np.argwhere(table > 0):
@@ -154,7 +161,7 @@ def draw_confusion(predicted: Array, labels: Array, names: Sequence[str]) -> Eva
         axes.grid(which="minor", color=_FAINT, linewidth=0.6)
         axes.grid(which="major", visible=False)
         axes.tick_params(which="both", length=0)
-        _frame(axes, "most probable label", "true label (slides)")
+        _frame(axes, "most probable label", f"true label ({unit}s)")
         svg = _as_svg(figure)
     right = int(np.trace(table))
     rows = "; ".join(
@@ -165,8 +172,8 @@ def draw_confusion(predicted: Array, labels: Array, names: Sequence[str]) -> Eva
         "Confusions",
         svg,
         *_size(width, height),
-        alt=f"Confusion matrix of {len(labels)} slides, {right} right. {rows}.",
-        caption="Slides by true label (row) and the head's most probable label (column), whether or not the rule "
+        alt=f"Confusion matrix of {len(labels)} {unit}s, {right} right. {rows}.",
+        caption=f"{unit.capitalize()}s by true label (row) and the head's most probable label (column), whether or not the rule "
         "would have answered. The darker, the larger the share of the row; bold is right.",
     )
 
@@ -203,42 +210,50 @@ def bin_confidence(probabilities: Array, labels: Array) -> tuple[ConfidenceBin, 
     )
 
 
-def draw_reliability(probabilities: Array, labels: Array) -> EvaluationPlot:
+def draw_reliability(probabilities: Array, labels: Array, *, unit: str = "slide") -> EvaluationPlot:
     """How often the leading label is true, against the probability that was stated for it.
 
     Args:
         probabilities: (n, n_labels) of the head.
         labels: (n,) position of the true label.
+        unit: What was judged, in one word.
     """
     bins = bin_confidence(probabilities, labels)
     stated, right = np.array([one.stated for one in bins]), np.array([one.right.value for one in bins])
     errors = np.array([[one.right.value - one.right.low, one.right.high - one.right.value] for one in bins])
-    with _drawing(_WIDTH, _HEIGHT) as figure:
-        axes = _lay_axes(figure, left=0.62, bottom=0.55, right=0.2, top=0.15)
+    least, most = min(one.slides for one in bins), max(one.slides for one in bins)
+    each = f"{least} {unit}s" if least == most else f"{least} or {most} {unit}s"
+    with _drawing(_WIDTH, 4.4) as figure:
+        axes = _lay_axes(figure, left=0.62, bottom=1.45, right=0.2, top=0.15)
+        beneath = _lay_axes(figure, left=0.62, bottom=0.55, right=0.2, top=3.2)
         axes.plot([0, 1], [0, 1], color=_QUIET, linewidth=1, linestyle=(0, (4, 3)))
-        axes.text(0.03, 0.09, "as stated", color=_QUIET, rotation=34, va="bottom")
+        axes.text(0.03, 0.09, "as stated", color=_QUIET, rotation=32, va="bottom")
+        axes.text(0.02, 0.97, f"{len(bins)} bins of {each}", va="top", transform=axes.transAxes)
         _draw_bars(axes, STROKES[0], stated, right, errors.T)
         axes.plot(stated, right, STROKES[0].mark, color=STROKES[0].colour, markersize=6)
-        for one in bins:
-            axes.annotate(
-                str(one.slides), (one.stated, one.right.value), (6, -3), textcoords="offset points", color=_INK
-            )
-        _frame(axes, "stated probability of the leading label (mean of the bin)", "how often it is true")
+        _draw_counts(beneath, np.asarray(probabilities).max(axis=1))
+        _frame(axes, "", "how often it is true")
+        _frame(beneath, "stated probability of the leading label", f"{unit}s")
         axes.set(xlim=(0, 1.03), ylim=(-0.03, 1.03))
+        axes.set_xticks(np.linspace(0, 1, 6), [])
         svg = _as_svg(figure)
     said = "; ".join(f"stated {one.stated:.2f}, true {one.right.value:.2f} of {one.slides}" for one in bins)
     return EvaluationPlot(
         "Reliability",
         svg,
-        *_size(_WIDTH, _HEIGHT),
-        alt=f"Reliability diagram of the head in {len(bins)} bins of equally many slides: {said}.",
-        caption="Each dot is a bin, its number the slides in it, its bar the exact 95 % interval. On the dashed line "
-        "the head is as often right as it says; below it, it is too sure of itself.",
+        *_size(_WIDTH, 4.4),
+        alt=f"Reliability diagram of the head in {len(bins)} bins of {each}: {said}.",
+        caption=f"Each dot is a bin of {each}, its bar the exact 95 % interval. On the dashed line the head is as "
+        f"often right as it says; below it, it is too sure of itself. Beneath: how many {unit}s got which probability.",
     )
 
 
 def draw_risk(
-    probabilities: Mapping[str, Array], labels: Array, *, rule: tuple[float, float] | None = None
+    probabilities: Mapping[str, Array],
+    labels: Array,
+    *,
+    rule: tuple[float, float] | None = None,
+    unit: str = "slide",
 ) -> EvaluationPlot:
     """Share of errors when only the most certain slides are answered, for every share answered.
 
@@ -246,6 +261,7 @@ def draw_risk(
         probabilities: For each method, the head first, (n, n_labels).
         labels: (n,) position of the true label.
         rule: Share that the referral rule answers with one label, and the share of errors among them; None for none.
+        unit: What was judged, in one word.
     """
     labels = np.asarray(labels)
     with _drawing(_WIDTH, _HEIGHT) as figure:
@@ -267,8 +283,8 @@ def draw_risk(
         "Risk and coverage",
         svg,
         *_size(_WIDTH, _HEIGHT),
-        alt=f"Risk-coverage curves on {len(labels)} slides: {said}.",
-        caption=f"Steps as they are: at the left they rest on one slide, on two, and so on.{marked}",
+        alt=f"Risk-coverage curves on {len(labels)} {unit}s: {said}.",
+        caption=f"Steps as they are: at the left they rest on one {unit}, on two, and so on.{marked}",
     )
 
 
@@ -287,7 +303,7 @@ def draw_learning_curve(rows: Sequence[Mapping[str, Any]], *, chance: float) -> 
     with _drawing(_WIDTH, _HEIGHT) as figure:
         axes = _lay_axes(figure, left=0.62, bottom=0.55, right=0.2, top=0.15)
         axes.axhline(chance, color=_FAINT, linewidth=1)
-        axes.text(0.01, chance, "chance", color=_QUIET, va="bottom", transform=axes.get_yaxis_transform())
+        axes.text(0.99, chance, "chance", color=_QUIET, ha="right", va="top", transform=axes.get_yaxis_transform())
         ends = []
         for place, (name, stroke) in enumerate(zip(names, _strokes(names), strict=True)):
             at = cases + (place - (len(names) - 1) / 2) * 0.018 * span  # side by side, or bars would hide each other
@@ -316,28 +332,32 @@ def draw_learning_curve(rows: Sequence[Mapping[str, Any]], *, chance: float) -> 
     )
 
 
-def draw_sets(sets: Mapping[str, Any], counts: Sequence[int]) -> EvaluationPlot:
+def draw_sets(
+    sets: Mapping[str, Any], counts: Sequence[int], *, is_calibrated_here: bool = True, unit: str = "slide"
+) -> EvaluationPlot:
     """How often the conformal set of each label's slides holds it, against the promise, and how large the sets are.
 
     Args:
         sets: As in evaluation.json, of one task.
         counts: Slides of each label, in the same order.
+        is_calibrated_here: They were calibrated on the other of these very slides, so that rare labels are marked.
+        unit: What was judged, in one word.
     """
     names = list(sets["coverage_by_label"])
     coverage = [Bounds(**bounds) if count else None for bounds, count in zip(_each(sets), counts, strict=True)]
     sizes = [sets["size_by_label"][name] for name in names]
-    needed = count_needed(1 - sets["promised"])
+    needed = count_needed(1 - sets["promised"]) if is_calibrated_here else 0
     shown = [f"{_tidy(name)} ({count})" for name, count in zip(names, counts, strict=True)]
     room = min(3.0, _room_for(shown, extra=6))
     width, height = (_WIDTH, max(2.2, 1.1 + 0.3 * len(names)))
     with _drawing(width, height) as figure:
-        share = (width - room - 0.6) / 2
-        axes = _lay_axes(figure, left=room + 0.15, bottom=0.55, right=0.35 + share, top=0.45)
-        beside = _lay_axes(figure, left=room + 0.35 + share, bottom=0.55, right=0.2, top=0.45)
+        share = (width - room - 0.8) / 2
+        axes = _lay_axes(figure, left=room + 0.15, bottom=0.55, right=0.65 + share, top=0.45)
+        beside = _lay_axes(figure, left=width - share - 0.25, bottom=0.55, right=0.25, top=0.45)
         axes.axvline(sets["promised"], color=_INK, linewidth=1, linestyle=(0, (4, 3)))
         for row, (bounds, count) in enumerate(zip(coverage, counts, strict=True)):
             if bounds is None:
-                axes.text(0.5, row, "no slide", color=_QUIET, ha="center", va="center")
+                axes.text(0.5, row, f"no {unit}", color=_QUIET, ha="center", va="center")
                 continue
             axes.plot([bounds.low, bounds.high], [row, row], color=STROKES[0].colour, linewidth=1.4)
             face = STROKES[0].colour if count > needed else _GROUND
@@ -352,14 +372,14 @@ def draw_sets(sets: Mapping[str, Any], counts: Sequence[int]) -> EvaluationPlot:
             one.set_ylim(len(names) - 0.4, -0.6)
         axes.set_title(f"set holds the label\npromised {sets['promised']:.0%}", fontsize=9)
         beside.set_title(f"labels in a set\nof {len(names)}", fontsize=9)
-        _frame(axes, "share of slides", "")
+        _frame(axes, f"share of {unit}s", "")
         _frame(beside, "mean size", "")
         axes.set_xlim(-0.03, 1.03)
         axes.set_xticks([0, 0.5, 1])
         beside.set_xlim(0, 1.2 * len(names))
         svg = _as_svg(figure)
     said = "; ".join(
-        f"{name}: no slide" if bounds is None else f"{name}: {bounds.value:.2f} of {count}, mean size {size:.1f}"
+        f"{name}: no {unit}" if bounds is None else f"{name}: {bounds.value:.2f} of {count}, mean size {size:.1f}"
         for name, bounds, count, size in zip(names, coverage, counts, sizes, strict=True)
     )
     return EvaluationPlot(
@@ -367,22 +387,22 @@ def draw_sets(sets: Mapping[str, Any], counts: Sequence[int]) -> EvaluationPlot:
         svg,
         *_size(width, height),
         alt=f"Conformal sets, promised coverage {sets['promised']:.2f}. {said}.",
-        caption="Left: how often the set of a label's slides holds that label, with exact 95 % interval; dashed, the "
-        f"promise. Ring: {needed} slides or fewer, too few to ever exclude the label while one is judged, so it is in "
-        "every set. Right: a set of all labels says nothing.",
+        caption=f"Left: how often the sets of a label's {unit}s hold that label, with exact 95 % interval; dashed, the "
+        f"promise. {_say_rings(needed, unit)}Right: a set of all labels says nothing.",
     )
 
 
-def draw_answers(counts: Mapping[str, int]) -> EvaluationPlot:
+def draw_answers(counts: Mapping[str, int], *, unit: str = "slide") -> EvaluationPlot:
     """How far the findings go, as one bar.
 
     Args:
         counts: Slides by what was said: `RIGHT`, `WRONG`, `SET_RIGHT`, `SET_WRONG`, `REFERRED` or `NOT_READABLE`.
+        unit: What was judged, in one word.
     """
     total = sum(counts.values())
-    width, height = 10.8, 1.35
+    width, height = 10.8, 0.95
     with _drawing(width, height) as figure:
-        axes = _lay_axes(figure, left=0.15, bottom=0.75, right=0.15, top=0.12)
+        axes = _lay_axes(figure, left=0.15, bottom=0.4, right=0.15, top=0.1)
         start = 0
         for name, count in counts.items():
             fill, hatch, ink = _ANSWER_TONES[name]
@@ -405,8 +425,8 @@ def draw_answers(counts: Mapping[str, int]) -> EvaluationPlot:
         "What the referral rule says",
         svg,
         *_size(width, height),
-        alt=f"Of {total} slides: {said}.",
-        caption=f"{total} slides as they would be answered if pixels, stain and scale are in order.",
+        alt=f"Of {total} {unit}s: {said}.",
+        caption=f"{total} {unit}s as they would be answered if pixels, stain and scale are in order.",
     )
 
 
@@ -477,6 +497,24 @@ def _draw_line(axes: Axes, stroke: Stroke, x: Array, y: Array, *, label: str = "
 
 def _draw_bars(axes: Axes, stroke: Stroke, x: Array, y: Array, errors: Array) -> None:
     axes.errorbar(x, y, yerr=errors, fmt="none", ecolor=stroke.colour, elinewidth=1, capsize=2.5)
+
+
+def _draw_counts(axes: Axes, confidence: Array) -> None:
+    """How many got which probability, in steps of a twentieth."""
+    counts, edges = np.histogram(confidence, bins=20, range=(0.0, 1.0))
+    axes.bar(edges[:-1], counts, width=0.05, align="edge", color=hex_of(ATTENTION_BANDS[1].colour), ec=_INK, lw=0.6)
+    for left, count in zip(edges[:-1], counts, strict=True):
+        if count:
+            axes.annotate(str(count), (left + 0.025, count), (0, 1), textcoords="offset points", ha="center", size=8)
+    axes.set(xlim=(0, 1.03), ylim=(0, 1.45 * counts.max()))
+    axes.set_yticks([])
+    axes.set_xticks(np.linspace(0, 1, 6))
+
+
+def _say_rings(needed: int, unit: str) -> str:
+    if not needed:
+        return ""
+    return f"Ring: {needed} {unit}s or fewer, too few for their own sets ever to leave the label out. "
 
 
 def _name_ends(axes: Axes, ends: Sequence[tuple[float, float, str, Stroke]]) -> None:

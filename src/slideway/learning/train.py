@@ -31,6 +31,7 @@ from slideway.learning.splits import (
     LEAVE_ONE_CASE_OUT,
     LEAVE_SITE_OUT,
     OWN_SPLIT,
+    TILES,
     Fold,
     case_folds,
     leave_one_case_out,
@@ -438,6 +439,8 @@ def _say_network(head: Head, plan: Plan) -> str:
 
 def say_why_off(evidence: TaskEvidence) -> str:
     """Why a task is not in force by default; empty when its evidence allows it."""
+    if evidence.split == TILES:
+        return "Judged on single tiles of a set that names no cases: that is optimistic and says little of slides."
     if evidence.beats_baseline:
         return ""
     return (

@@ -3,29 +3,40 @@
 from __future__ import annotations
 
 import hashlib
+import io
+import lzma
 import re
 import tarfile
+import zlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import cv2
 import numpy as np
+import PIL.Image
 from numpy.typing import NDArray
 
 from slideway.bundles import BagWriter, read_bag
 from slideway.core.errors import BrokenSlideError, UnreadableBagError
 from slideway.core.tissue import TileGrid
 from slideway.encoders import Encoder
-from slideway.pipeline.output import OutputFolder
+from slideway.pipeline.output import OutputFolder, folder_name
 from slideway.registry.card import ModelCard
+from slideway.slides.reader import PARSER_ERRORS
 from slideway.tissue import measure_focus
 
 BAG = "bag.safetensors"
-_NAME = re.compile(r"(\d+)-(\d+)\.(jpe?g|png)", re.IGNORECASE)
+_NAME = re.compile(r"([0-9]{1,9})-([0-9]{1,9})\.(jpe?g|png)", re.IGNORECASE)
 _LARGEST_TILE_PX = 4096
 _LARGEST_TILE_BYTES = 64 << 20
+_LARGEST_SLIDE_BYTES = 4 << 30  # of all its images, which are held in memory; beyond, an archive is hostile
 _TOGETHER = 16
+# What tarfile, and what it decompresses with, run into when an archive is cut off, damaged or made to do harm.
+_DAMAGED = (tarfile.TarError, OSError, EOFError, ValueError, OverflowError, zlib.error, lzma.LZMAError)
+
+
+Image = tuple[int, int, bytes]  # corner x and y, encoded pixels
 
 
 def encode_tile_archive(path: Path, *, mpp: float, encoder: Encoder, out: Path, threads: int = 1) -> Path:
@@ -46,14 +57,13 @@ def encode_tile_archive(path: Path, *, mpp: float, encoder: Encoder, out: Path, 
         Path of the bag.
 
     Raises:
-        BrokenSlideError: An image cannot be decoded, or there is none.
+        BrokenSlideError: An image cannot be decoded, two lie at one place, or there is none.
         OutputError: The folder cannot be written; nothing half-written stays.
     """
-    images = sorted(_read_images(path), key=lambda image: (image[1], image[0]))
-    if not images:
-        raise BrokenSlideError(f"{path.name}: no tile image named x-y.jpg in it")
+    images = _gather_images(path)
     sha256 = _hash_images(images, mpp)
-    final = out / path.stem / BAG
+    name = folder_name(path)
+    final = out / name / BAG
     if _is_kept(final, encoder, sha256):
         return final
     card = encoder.card
@@ -64,7 +74,7 @@ def encode_tile_archive(path: Path, *, mpp: float, encoder: Encoder, out: Path, 
         tiles = np.stack([fit_tile(_decode(content, path), mpp, card) for _, _, content in some])
         return start, encoder.encode(tiles), measure_focus(tiles, mpp=card.input.mpp, stored_mpp=mpp)
 
-    with OutputFolder(out, path.stem) as output:
+    with OutputFolder(out, name) as output:
         # The writer closes its file before the folder is renamed: Windows asks for it.
         with BagWriter(output.path / BAG, grid, encoder.width) as writer, ThreadPoolExecutor(threads) as pool:
             for start, vectors, focus in pool.map(encode, range(0, len(images), _TOGETHER)):
@@ -81,27 +91,56 @@ def _is_kept(path: Path, encoder: Encoder, sha256: str) -> bool:
     return bag.slide_sha256 == sha256 and bag.fingerprint == encoder.card.fingerprint
 
 
-def _read_images(path: Path) -> Iterator[tuple[int, int, bytes]]:
-    """Corner and bytes of each image, none larger than a tile can be."""
-    if path.is_dir():
-        for file in path.iterdir():
-            if (name := _NAME.fullmatch(file.name)) and file.stat().st_size <= _LARGEST_TILE_BYTES:
-                yield int(name[1]), int(name[2]), file.read_bytes()
-        return
+def _gather_images(path: Path) -> list[Image]:
+    """All images of a slide, row by row."""
+    images: dict[tuple[int, int], Image] = {}
+    total_bytes = 0
+    for x, y, content in _read_images(path):
+        total_bytes += len(content)
+        if (y, x) in images:
+            raise BrokenSlideError(f"{path.name}: two images at the place {x}-{y}; one archive holds one slide, once")
+        if total_bytes > _LARGEST_SLIDE_BYTES:
+            raise BrokenSlideError(f"{path.name}: more than {_LARGEST_SLIDE_BYTES >> 30} GB of tile images; split it")
+        images[y, x] = (x, y, content)
+    if not images:
+        raise BrokenSlideError(f"{path.name}: no tile image named x-y.jpg in it")
+    return [images[place] for place in sorted(images)]
+
+
+def _read_images(path: Path) -> Iterator[Image]:
+    """Corner and bytes of each image, none larger than a tile can be; nothing is ever extracted to the disk."""
     try:
-        with tarfile.open(path) as archive:
-            for member in archive:
-                name = _NAME.fullmatch(member.name.rpartition("/")[2])
-                if name is None or not member.isreg() or member.size > _LARGEST_TILE_BYTES:
-                    continue
-                stored = archive.extractfile(member)
-                assert stored is not None
-                yield int(name[1]), int(name[2]), stored.read()
-    except (tarfile.TarError, OSError) as error:
-        raise BrokenSlideError(f"{path.name}: cannot be read as a tar ({error}); pack it again") from error
+        if path.is_dir():
+            yield from _read_folder(path)
+        else:
+            with tarfile.open(path) as archive:
+                yield from _read_tar(archive)
+    except _DAMAGED as error:
+        words = getattr(error, "strerror", None) or error  # the text of an OSError holds the whole path
+        kind = "folder" if path.is_dir() else "tar"
+        raise BrokenSlideError(f"{path.name}: cannot be read as a {kind} of tiles ({words}); pack it again") from error
 
 
-def _hash_images(images: list[tuple[int, int, bytes]], mpp: float) -> str:
+def _read_folder(folder: Path) -> Iterator[Image]:
+    for file in folder.iterdir():
+        name = _NAME.fullmatch(file.name)
+        if name and file.is_file() and file.stat().st_size <= _LARGEST_TILE_BYTES:
+            yield int(name[1]), int(name[2]), file.read_bytes()
+
+
+def _read_tar(archive: tarfile.TarFile) -> Iterator[Image]:
+    for member in archive:
+        if member.size < 0:  # it would lead back to its own header, for ever
+            raise tarfile.ReadError(f"a member of {member.size} bytes")
+        name = _NAME.fullmatch(member.name.rpartition("/")[2])
+        if name is None or not member.isreg() or member.issparse() or member.size > _LARGEST_TILE_BYTES:
+            continue
+        stored = archive.extractfile(member)
+        assert stored is not None
+        yield int(name[1]), int(name[2]), stored.read()
+
+
+def _hash_images(images: list[Image], mpp: float) -> str:
     digest = hashlib.sha256(f"tiles at {mpp!r}".encode())
     for x, y, content in images:
         digest.update(f"{x}-{y}:{len(content)}:".encode())
@@ -118,12 +157,16 @@ def _lay_places(corners: list[tuple[int, int]], tile_px: int, tile_mpp: float) -
 
 
 def _decode(content: bytes, path: Path) -> NDArray[np.uint8]:
-    decoded = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR)
-    if decoded is None or max(decoded.shape[:2]) > _LARGEST_TILE_PX:
+    # Pillow, since OpenCV fills up an image that was cut off, and decodes a huge one before its size can be asked.
+    try:
+        with PIL.Image.open(io.BytesIO(content), formats=("JPEG", "PNG")) as picture:
+            if max(picture.size) > _LARGEST_TILE_PX:
+                raise ValueError(f"{picture.size[0]} × {picture.size[1]} px, more than {_LARGEST_TILE_PX}")
+            return np.asarray(picture.convert("RGB"), np.uint8)
+    except (*PARSER_ERRORS, PIL.Image.DecompressionBombError, PIL.Image.DecompressionBombWarning) as error:
         raise BrokenSlideError(
-            f"{path.name}: holds an image that is damaged or larger than {_LARGEST_TILE_PX} px; export its tiles again"
-        )
-    return np.asarray(cv2.cvtColor(decoded, cv2.COLOR_BGR2RGB), np.uint8)
+            f"{path.name}: holds an image that is damaged or too large ({error}); export its tiles again"
+        ) from error
 
 
 def fit_tile(pixels: NDArray[np.uint8], mpp: float, card: ModelCard) -> NDArray[np.uint8]:

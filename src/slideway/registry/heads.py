@@ -165,14 +165,15 @@ def switch_task(id_: str, task_id: str, *, on: bool, reason: str = "") -> HeadCa
 
 
 def remove_head(id_: str) -> None:
-    """Remove one of the user's heads.
+    """Remove one of the user's heads; a broken one by the name of its folder.
 
     Raises:
         UnknownHeadError: None of that id is installed.
         WrongUseError: It came with Slideway.
     """
-    card = _find_own(id_)
-    remove_folder(card.folder.parent, card.folder.name)
+    is_broken = id_ in list_broken_heads() and id_ not in {card.id for card in list_heads()}
+    folder = heads_folder() / id_ if is_broken else _find_own(id_).folder
+    remove_folder(folder.parent, folder.name)
 
 
 def is_packaged_head(card: HeadCard) -> bool:

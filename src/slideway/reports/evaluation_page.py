@@ -56,7 +56,6 @@ class EvaluatedTask:
 
     Attributes:
         title: The question.
-        headline: The head's figure and the best baseline's, in a sentence.
         is_in_force: It is answered by default.
         state: Whether it is in force, and what that depends on, in words.
         facts: What it was judged on, in sentences.
@@ -66,7 +65,6 @@ class EvaluatedTask:
     """
 
     title: str
-    headline: str
     is_in_force: bool
     state: str
     facts: tuple[str, ...]
