@@ -36,7 +36,6 @@ from slideway.learning.tile_table import read_tile_table
 from slideway.learning.train import EVALUATION, EncoderFacts, Plan, TrainedHead, train_head
 from slideway.pipeline.tile_archive import encode_tile_archive
 from slideway.registry.head_card import write_head_card
-from slideway.registry.head_page import write_head_page
 from slideway.registry.store import DEFAULT_ENCODER, find_encoder
 
 ROOT = Path(__file__).parents[2]
@@ -231,6 +230,8 @@ def say(bounds: dict[str, float]) -> str:
 
 def ship(trained: TrainedHead, folder: Path) -> None:
     """Put a head into the package, its evidence beside the benchmarks and its page into the docs."""
+    from slideway.registry.head_page import write_head_page
+
     card = dataclasses.replace(trained.card, state="active")  # its tasks are off by themselves, one by one
     write_head_card(card)
     target = PACKAGED / card.id

@@ -32,7 +32,22 @@ INTERRUPTED = 130
 class _Commands(click.Group):
     """Imports a command's module only when it is called, so that --help answers at once."""
 
-    names = ("read", "info", "doctor", "demo", "export", "models", "similar", "cohort", "train", "evaluate", "coverage")
+    names = (
+        "read",
+        "info",
+        "doctor",
+        "demo",
+        "export",
+        "models",
+        "similar",
+        "cohort",
+        "train",
+        "evaluate",
+        "coverage",
+        "second-opinion",
+        "recalibrate",
+        "drift",
+    )
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(self.names)
@@ -40,7 +55,7 @@ class _Commands(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in self.names:
             return None
-        module = __import__(f"slideway.cli.{cmd_name}", fromlist=["command"])
+        module = __import__(f"slideway.cli.{cmd_name.replace('-', '_')}", fromlist=["command"])
         command: click.Command = module.command
         return command
 

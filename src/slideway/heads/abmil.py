@@ -95,8 +95,9 @@ class BagScores:
         projected: (n_tiles, rank) the tiles behind the input layer.
         logits: For each task (outputs,), averaged over members.
         attention: (n_tiles,) averaged over members, summing to 1.
-        push: For each task (n_tiles, outputs): what each tile adds to the logits, against the bag's mean tile;
-            weighted with attention, so that the columns sum to 0.
+        push: For each task (n_tiles, outputs): what each tile adds to the logits, against the bag's plain mean tile:
+            attention times difference. The columns sum to what attention changes, beside pooling by the mean. Against
+            the pooled tile, tiles of one lesion would share out zero among themselves, some with the wrong sign.
     """
 
     projected: Floats
@@ -119,6 +120,8 @@ def score_tiles_together(abmil: Abmil, projected: Floats, weights: Floats | None
         weights: (n_tiles,) how many tiles of the tissue each stands for; None means 1 each.
     """
     log_weights = None if weights is None else np.log(weights.astype(np.float32))
+    stands_for = np.ones(len(projected), np.float32) if weights is None else weights.astype(np.float32)
+    stands_for = stands_for / stands_for.sum(dtype=np.float64).astype(np.float32)
     attention = np.zeros(len(projected), np.float32)
     logits = {q.id: np.zeros(outputs_of(q), np.float32) for q in abmil.questions}
     push = {q.id: np.zeros((len(projected), outputs_of(q)), np.float32) for q in abmil.questions}
@@ -126,11 +129,11 @@ def score_tiles_together(abmil: Abmil, projected: Floats, weights: Floats | None
         hidden, raw = _look(member, projected)
         share = _softmax(raw if log_weights is None else raw + log_weights)
         attention += share / len(abmil.members)
-        pooled = share @ hidden
+        pooled, mean_tile = share @ hidden, stands_for @ hidden
         for question in abmil.questions:
             matrix, bias = member.tasks[question.id]
             logits[question.id] += (pooled @ matrix + bias) / len(abmil.members)
-            away = hidden @ matrix - pooled @ matrix
+            away = hidden @ matrix - mean_tile @ matrix
             push[question.id] += share[:, None] * away / len(abmil.members)
     return BagScores(projected, logits, attention, push)
 

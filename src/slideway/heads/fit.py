@@ -19,6 +19,7 @@ from slideway.core.opinion import Kind, TaskQuestion
 from slideway.heads.abmil import Abmil, Floats, Member, fit_projection, outputs_of
 
 UNKNOWN = -1  # label of a bag that nobody labelled for a task: it does not count in that task's loss
+_FIRST_GAP = 2.0  # before softplus
 _PROJECTED_TILES = 20_000  # the input layer's axes settle long before
 
 Bags = Sequence[NDArray[Any]]
@@ -236,8 +237,11 @@ def _task_layer(question: TaskQuestion, hidden: int) -> Any:
         return nn.Linear(hidden, outputs_of(question))
     layer = nn.Module()
     layer.direction = nn.Linear(hidden, 1, bias=False)
-    layer.first = nn.Parameter(torch.ones(1))
-    layer.gaps = nn.Parameter(torch.zeros(len(question.labels) - 2))
+    # Steps start so far apart that every label between can lead (a gap above 2 ln 2 is needed), the middle one at 0:
+    # small cohorts train for too few steps to ever move them there.
+    gaps = torch.full((len(question.labels) - 2,), _FIRST_GAP)
+    layer.gaps = nn.Parameter(gaps)
+    layer.first = nn.Parameter(functional.softplus(gaps).sum()[None] / 2)
     return layer
 
 

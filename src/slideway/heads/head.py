@@ -127,7 +127,8 @@ def save_head(path: Path, head: Head, *, encoder_fingerprint: str = "") -> None:
         "scalings": {task: certainty.scaling.to_json() for task, certainty in head.certainty.items()},
         "known": {"names": list(head.known.names), "labels": {t: list(v) for t, v in head.known.labels.items()}},
     }
-    metadata = {"format": FORMAT, "version": f"{VERSION_MAJOR}.0", "facts": json.dumps(facts, ensure_ascii=False)}
+    # One entry alone: safetensors writes several in another order each time, and the same head would hash differently.
+    metadata = {FORMAT: json.dumps({"version": f"{VERSION_MAJOR}.0", **facts}, ensure_ascii=False)}
     save_file({name: np.ascontiguousarray(part) for name, part in arrays.items()}, path, metadata=metadata)
 
 
@@ -185,9 +186,11 @@ def require_bag_fits(card: HeadCard, bag: EmbeddingBag) -> None:
 
 
 def _build_head(card: HeadCard, metadata: Mapping[str, str], arrays: Arrays) -> Head:
-    if metadata.get("format") != FORMAT or int(metadata["version"].split(".")[0]) != VERSION_MAJOR:
-        raise ValueError(f"format {metadata.get('format')!r} {metadata.get('version', '')}")
-    facts = json.loads(metadata["facts"])
+    if FORMAT not in metadata:
+        raise ValueError("not a head's file")
+    facts = json.loads(metadata[FORMAT])
+    if int(facts["version"].split(".")[0]) != VERSION_MAJOR:
+        raise ValueError(f"version {facts['version']}, this Slideway knows {VERSION_MAJOR}.x: update it")
     questions = tuple(task.question for task in card.tasks)
     _require_own_card(card, questions, facts)
     network = _build_network(card, questions, arrays)

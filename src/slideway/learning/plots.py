@@ -98,7 +98,7 @@ def draw_roc(
         for (name, own), stroke in zip(scores.items(), _strokes(scores), strict=True):
             values[name] = auroc(own, positive)
             false_alarms, found = trace_roc(own, positive)
-            _draw_line(axes, stroke, false_alarms, found, label=f"{name}: {values[name]:.3f}", mark="")
+            _draw_line(axes, stroke, false_alarms, found, label=f"{_clean(name)}: {values[name]:.3f}", mark="")
         if point is not None:
             axes.plot([1 - point[1].value], [point[0].value], "o", color=_GROUND, markeredgecolor=_INK, markersize=7)
         _frame(axes, f"false alarms: share of other {unit}s called “{_tidy(yes)}”", "sensitivity")
@@ -165,16 +165,17 @@ def draw_confusion(predicted: Array, labels: Array, names: Sequence[str], *, uni
         svg = _as_svg(figure)
     right = int(np.trace(table))
     rows = "; ".join(
-        f"{names[row]}: " + ", ".join(f"{table[row, c]} as {names[c]}" for c in np.flatnonzero(table[row]))
-        for row in np.flatnonzero(table.sum(axis=1))
+        f"{name}: " + ", ".join(f"{count} as {other}" for count, other in zip(row, names, strict=True) if count)
+        for name, row in zip(names, table, strict=True)
+        if row.any()
     )
     return EvaluationPlot(
         "Confusions",
         svg,
         *_size(width, height),
         alt=f"Confusion matrix of {len(labels)} {unit}s, {right} right. {rows}.",
-        caption=f"{unit.capitalize()}s by true label (row) and the head's most probable label (column), whether or not the rule "
-        "would have answered. The darker, the larger the share of the row; bold is right.",
+        caption=f"{unit.capitalize()}s by true label (row) and the head's most probable label (column), whether or not "
+        "the rule would have answered. The darker, the larger the share of the row; bold is right.",
     )
 
 
@@ -228,7 +229,7 @@ def draw_reliability(probabilities: Array, labels: Array, *, unit: str = "slide"
         beneath = _lay_axes(figure, left=0.62, bottom=0.55, right=0.2, top=3.2)
         axes.plot([0, 1], [0, 1], color=_QUIET, linewidth=1, linestyle=(0, (4, 3)))
         axes.text(0.03, 0.09, "as stated", color=_QUIET, rotation=32, va="bottom")
-        axes.text(0.02, 0.97, f"{len(bins)} bins of {each}", va="top", transform=axes.transAxes)
+        axes.text(0.99, 0.03, f"{len(bins)} bins of {each}", ha="right", transform=axes.transAxes)
         _draw_bars(axes, STROKES[0], stated, right, errors.T)
         axes.plot(stated, right, STROKES[0].mark, color=STROKES[0].colour, markersize=6)
         _draw_counts(beneath, np.asarray(probabilities).max(axis=1))
@@ -269,7 +270,7 @@ def draw_risk(
         ends = {}
         for (name, own), stroke in zip(probabilities.items(), _strokes(probabilities), strict=True):
             answered, wrong = trace_risk(own.max(axis=1), own.argmax(axis=1) != labels)
-            axes.step(answered, wrong, where="post", **_style(stroke), label=f"{name}: {wrong[-1]:.3f}")
+            axes.step(answered, wrong, where="post", **_style(stroke), label=f"{_clean(name)}: {wrong[-1]:.3f}")
             ends[name] = (float(wrong.mean()), float(wrong[-1]))
         if rule is not None:
             axes.plot([rule[0]], [rule[1]], "o", color=_GROUND, markeredgecolor=_INK, markersize=7)
@@ -302,8 +303,7 @@ def draw_learning_curve(rows: Sequence[Mapping[str, Any]], *, chance: float) -> 
     span = max(float(np.ptp(cases)), 0.2 * float(cases.max()))
     with _drawing(_WIDTH, _HEIGHT) as figure:
         axes = _lay_axes(figure, left=0.62, bottom=0.55, right=0.2, top=0.15)
-        axes.axhline(chance, color=_FAINT, linewidth=1)
-        axes.text(0.99, chance, "chance", color=_QUIET, ha="right", va="top", transform=axes.get_yaxis_transform())
+        axes.plot([cases.min() - 0.05 * span, cases.max()], [chance, chance], color=_FAINT, linewidth=1)
         ends = []
         for place, (name, stroke) in enumerate(zip(names, _strokes(names), strict=True)):
             at = cases + (place - (len(names) - 1) / 2) * 0.018 * span  # side by side, or bars would hide each other
@@ -316,7 +316,7 @@ def draw_learning_curve(rows: Sequence[Mapping[str, Any]], *, chance: float) -> 
         _frame(axes, "cases learnt from", measure)
         axes.set(xlim=(cases.min() - 0.05 * span, cases.max() + 0.62 * span), ylim=(-0.02, 1.02))
         axes.set_xticks(cases, [f"{count:.0f}" for count in cases])
-        _name_ends(axes, ends)
+        _name_ends(axes, [*ends, (float(cases[-1]), chance, "chance", Stroke(_QUIET, "-", "", 1))])
         svg = _as_svg(figure)
     said = "; ".join(
         f"{row['cases']} cases: " + ", ".join(f"{name} {row['methods'][name]['value']:.3f}" for name in names)
@@ -382,13 +382,15 @@ def draw_sets(
         f"{name}: no {unit}" if bounds is None else f"{name}: {bounds.value:.2f} of {count}, mean size {size:.1f}"
         for name, bounds, count, size in zip(names, coverage, counts, sizes, strict=True)
     )
+    rings = f"Ring: {needed} {unit}s or fewer, too few for their own sets ever to leave the label out. "
+    rings = rings if min(counts) <= needed else ""
     return EvaluationPlot(
         "Sets: promise and size",
         svg,
         *_size(width, height),
         alt=f"Conformal sets, promised coverage {sets['promised']:.2f}. {said}.",
         caption=f"Left: how often the sets of a label's {unit}s hold that label, with exact 95 % interval; dashed, the "
-        f"promise. {_say_rings(needed, unit)}Right: a set of all labels says nothing.",
+        f"promise. {rings}Right: a set of all labels says nothing.",
     )
 
 
@@ -430,8 +432,15 @@ def draw_answers(counts: Mapping[str, int], *, unit: str = "slide") -> Evaluatio
     )
 
 
-_LEGEND: Mapping[str, Any] = {"frameon": False, "fontsize": 9, "title_fontsize": 9, "borderaxespad": 0.2}
-_SETTINGS: Mapping[str, Any] = {
+_LEGEND: Mapping[str, Any] = {
+    "fontsize": 9,
+    "title_fontsize": 9,
+    "borderaxespad": 0.2,
+    "facecolor": _GROUND,
+    "edgecolor": "none",
+    "framealpha": 0.85,
+}
+_SETTINGS: Any = {
     "font.family": "sans-serif",
     # Verdana has the widths of DejaVu Sans, which the drawing is laid out with, and is where that is not.
     "font.sans-serif": ["DejaVu Sans", "Verdana", "Noto Sans CJK SC", "Microsoft YaHei", "PingFang SC"],
@@ -511,21 +520,15 @@ def _draw_counts(axes: Axes, confidence: Array) -> None:
     axes.set_xticks(np.linspace(0, 1, 6))
 
 
-def _say_rings(needed: int, unit: str) -> str:
-    if not needed:
-        return ""
-    return f"Ring: {needed} {unit}s or fewer, too few for their own sets ever to leave the label out. "
-
-
 def _name_ends(axes: Axes, ends: Sequence[tuple[float, float, str, Stroke]]) -> None:
     """Write each line's name beside its end, apart from each other."""
     right = max(x for x, *_ in ends)
     places = spread_out([y for _, y, *_ in ends], 0.075)
     for place, (x, y, name, stroke) in zip(places, ends, strict=True):
         # A name may have two lines: "mean-pool + logistic regression" is longer than its room.
-        words = name.replace(" + ", " +\n") if len(name) > 22 else name
+        words = _clean(name).replace(" + ", " +\n") if len(name) > 22 else _clean(name)
         axes.annotate(
-            f"{words}",
+            words,
             (x, y),
             (right + 0.06 * float(np.ptp(axes.get_xlim())), place),
             color=stroke.colour,
@@ -579,7 +582,12 @@ def _count_letters(text: str) -> int:
     return sum(2 if unicodedata.east_asian_width(sign) in "WF" else 1 for sign in text)
 
 
+def _clean(text: str) -> str:
+    """A name on one line, without what XML cannot hold."""
+    return re.sub(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]+", " ", text).strip()
+
+
 def _tidy(text: str) -> str:
-    """A label on one line, without what XML cannot hold, shortened."""
-    line = re.sub(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]+", " ", text).strip()
+    """A label on one line, shortened."""
+    line = _clean(text)
     return line if len(line) <= _LONGEST_LABEL else line[: _LONGEST_LABEL - 1] + "…"

@@ -76,7 +76,7 @@ _POLICY = {
     "max_set": "Labels that a set may hold",
 }
 _TRAINING = {
-    "rank": "Width of the input layer's output",
+    "rank": "Axes that the input layer keeps",
     "hidden": "Width of the hidden layer",
     "attention": "Width of the attention branch",
     "epochs": "Passes over all slides",
@@ -155,7 +155,7 @@ def compose_page(card: HeadCard, evaluation: Mapping[str, Any], judged: Sequence
     ]
     return EvaluationContent(
         title=card.title,
-        warnings=_warn(card, evaluation),
+        warnings=_warn(evaluation),
         facts=_facts(card, evaluation),
         overview=_compare_tasks(tasks),
         tasks=tuple(_compose_task(task) for task in tasks),
@@ -174,7 +174,7 @@ def compose_page(card: HeadCard, evaluation: Mapping[str, Any], judged: Sequence
             ("Weights", card.weights.sha256),
             ("Encoder", card.input.encoder_fingerprint),
         ),
-        program=f"Slideway {evaluation['slideway']}",
+        program=f"Slideway {evaluation.get('slideway', '')}".strip(),
     )
 
 
@@ -222,15 +222,15 @@ def _find_judged(judged: Sequence[TaskJudgement], task_id: str) -> TaskJudgement
     return next((one for one in judged if one.question.id == task_id), None)
 
 
-def _warn(card: HeadCard, evaluation: Mapping[str, Any]) -> tuple[str, ...]:
+def _warn(evaluation: Mapping[str, Any]) -> tuple[str, ...]:
     places = _count(evaluation["sites"], "hospital") if evaluation["sites"] else "an unknown number of hospitals"
     unit = _unit_of(evaluation)
     return (
         f"Research starter, not a diagnosis: judged on {_count(evaluation['cases'], 'case')} of {places}, and not "
         f"validated clinically. Figures hold for {unit}s like these; elsewhere they may be far worse.",
         *((_OPTIMISTIC,) if evaluation["split"] == TILES else ()),
-        f"Names of {unit}s and cases are not on this page. The table of single predictions (predictions.csv), if one was "
-        "written, names them and stays in the hospital.",
+        f"Names of {unit}s and cases are not on this page. The table of single predictions (predictions.csv), if one "
+        "was written, names them and stays in the hospital.",
     )
 
 
@@ -447,11 +447,11 @@ def _say_missed(task: _Task) -> tuple[str, ...]:
         )
     return (
         referred,
-        f"Among the {_count(left, task.unit)} it answers, {count} {'is' if count == 1 else 'are'} truly “{yes}” and not "
-        f"called so: {_say_percent(missed['of_unreferred'])}; with 95 % confidence below "
+        f"Among the {_count(left, task.unit)} it answers, {count} {'is' if count == 1 else 'are'} truly “{yes}” and "
+        f"not called so: {_say_percent(missed['of_unreferred'])}; with 95 % confidence below "
         f"{missed['of_unreferred_below']:.1%}.",
-        f"Of the “{yes}” {task.unit}s among them, it misses {_say_percent(missed['of_positive'])}; with 95 % confidence "
-        f"below {missed['of_positive_below']:.1%}. Bounds are Clopper–Pearson's, each {task.unit} counted.",
+        f"Of the “{yes}” {task.unit}s among them, it misses {_say_percent(missed['of_positive'])}; with 95 % "
+        f"confidence below {missed['of_positive_below']:.1%}. Bounds are Clopper–Pearson's, each {task.unit} counted.",
     )
 
 
