@@ -42,6 +42,25 @@ bench-tissue DATA:
 bench-heads DATA:
     python bench/heads/measure.py {{DATA}}
 
+# Train the heads that ship anew, judge them on unseen cases, and print the whole table of docs/findings.md.
+bench-starters DATA *ARGS:
+    python training/heads/train_starters.py {{DATA}} {{ARGS}}
+
+# Calibration, conformal sets, drift and strange slides: docs/certainty.md.
+bench-certainty DATA:
+    python bench/heads/certainty.py --atlas {{DATA}}/atlas
+
+# Planted lesions by head and codec, foreign organs, torchmil on the same folds, time: docs/hard.md.
+bench-hard DATA:
+    python bench/heads/lesions.py {{DATA}}
+    python bench/heads/strange.py {{DATA}}
+    python bench/heads/torchmil_folds.py {{DATA}}
+    python bench/heads/inference.py
+
+# Bytes and fidelity of feature codecs: docs/codecs.md.
+bench-codecs DATA:
+    python bench/bundles/codecs.py {{DATA}}
+
 # The evidence table of docs/encoder.md, from a folder with atlas/ and labelled/; add --onnx NAME=FILE for baselines.
 bench-encoder DATA *ARGS:
     python bench/encoders/evaluate.py {{DATA}} --encoder slideway-small {{ARGS}}

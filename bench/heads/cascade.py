@@ -259,9 +259,7 @@ def form_findings(sample: Sample, told: Sequence[Told], calibrated_on: str, key:
             values = p_values(conformal, own[question.id])[0]
             decision = decide(question, Certainty(own[question.id][0], values, conformal.cases), around, policy)
             shares = dict(zip(question.labels, own[question.id][0].tolist(), strict=True))
-            findings[question.id].append(
-                Finding(question, decision.answer, decision.labels, shares, decision.reasons)
-            )
+            findings[question.id].append(Finding(question, decision.answer, decision.labels, shares, decision.reasons))
     return findings
 
 
@@ -302,7 +300,9 @@ def cascade(edge: Sequence[Finding], cloud: Sequence[Finding]) -> tuple[list[Fin
 def report(sample: Sample, told: Sequence[Told]) -> None:
     edge = form_findings(sample, told, EDGE, EDGE)
     cloud = form_findings(sample, told, CLOUD, CLOUD)
-    print("\n| question | who | AUROC | leading label right | plain answers | of them wrong | asked | KB an asked slide |")
+    print(
+        "\n| question | who | AUROC | leading label right | plain answers | of them wrong | asked | KB an asked slide |"
+    )
     print("|---|---|---|---|---|---|---|---|")
     words = []
     for question in sample.questions:
@@ -383,7 +383,9 @@ def main() -> None:
     with ProcessPoolExecutor(options.processes, context, settle, (samples, wires, training)) as pool:
         for fold in pool.map(judge_fold, leave_one_case_out(sample.cases)):
             told |= fold
-    print(f"\n{len(sample)} slides of {len(set(sample.cases))} cases, one case left out, {options.seeds} networks a head")
+    print(
+        f"\n{len(sample)} slides of {len(set(sample.cases))} cases, one case left out, {options.seeds} networks a head"
+    )
     report(sample, [told[i] for i in range(len(sample))])
     print(f"{time.perf_counter() - began:.0f} s", file=sys.stderr)
 

@@ -52,4 +52,3 @@ def command(
     else:
         click.echo(say_second_opinion(told))
     return 0
-

@@ -424,4 +424,3 @@ def _say(finding: dict[str, Any]) -> str:
         return words[finding["answer"]]
     label = finding["labels"][0]
     return f"{label}, {finding['probabilities'][label]:.2f}"
-
