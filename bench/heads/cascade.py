@@ -28,8 +28,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-ROOT = Path(__file__).parents[2]
-sys.path[:0] = [str(ROOT / "training"), str(ROOT / "bench/encoders")]
+sys.path.insert(0, str(Path(__file__).parents[1] / "encoders"))
+sys.path.insert(0, str(Path(__file__).parents[2] / "training"))
 from atlas import name_organ, read_rows
 
 from slideway.core.bag import EmbeddingBag

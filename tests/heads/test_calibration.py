@@ -11,6 +11,7 @@ from slideway.heads.calibration import (
     Scaling,
     apply_scaling,
     apply_temperature,
+    fit_scaling,
     fit_temperature,
     recalibrate,
 )
@@ -191,3 +192,22 @@ def test_site_told_apart_without_an_error_ends_at_finite_probabilities():
 def test_same_seed_gives_the_same_recalibration():
     logits, labels = draw(60, temperature=2.0)
     assert recalibrate(logits, labels, base=Scaling()) == recalibrate(logits, labels, base=Scaling())
+
+
+def test_a_bias_mends_what_no_temperature_can():
+    random = np.random.default_rng(3)
+    logit = random.normal(-2.0, 1.0, 400)
+    labels = (random.random(400) < 1 / (1 + np.exp(-(logit + 2.5)))).astype(int)
+    table = np.stack([np.zeros(400), logit], axis=1)
+    scaling = fit_scaling(table, labels)
+    assert scaling.bias[1] - scaling.bias[0] == pytest.approx(2.5, abs=0.5)
+    said = apply_scaling(table, scaling)[:, 1]
+    assert said.mean() == pytest.approx(labels.mean(), abs=0.02)
+    warm = apply_scaling(table, Scaling(fit_temperature(table, labels)))[:, 1]
+    assert abs(warm.mean() - labels.mean()) > 0.1
+
+
+def test_several_classes_get_a_temperature_and_no_bias():
+    random = np.random.default_rng(0)
+    labels = np.repeat([0, 1, 2], 20)
+    assert fit_scaling(random.normal(size=(60, 3)) + np.eye(3)[labels], labels).bias == ()

@@ -38,15 +38,20 @@ def packaged_bags(tmp_path_factory):
     """Two cohorts of bags as the packaged encoder would have made them, with a planted signal."""
     folder = tmp_path_factory.mktemp("cohorts")
     card = find_encoder(DEFAULT_ENCODER)
-    facts = {"width": card.output.width, "fingerprint": card.fingerprint, "tiles": 40, "planted": 8}
+    facts = {"width": card.output.width, "fingerprint": card.fingerprint, "tiles": 40, "planted": 8, "strength": 14.0}
     cohort = write_toy_cohort(folder / "ours", cases=16, seed=1, **facts)
     other = write_toy_cohort(folder / "theirs", cases=12, seed=2, **facts)
     rename_cases(other.path, "their-")
     return cohort, other
 
 
+def read_rows(path: Path) -> list[dict[str, str]]:
+    with path.open(encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
 def rename_cases(path: Path, prefix: str) -> None:
-    rows = list(csv.DictReader(path.open(encoding="utf-8")))
+    rows = read_rows(path)
     with path.open("w", newline="", encoding="utf-8") as file:
         table = csv.DictWriter(file, rows[0])
         table.writeheader()
@@ -134,7 +139,7 @@ def test_a_wrong_cohort_stops_before_any_training(packaged_bags, tmp_path, fault
     for name in ("torch", "sklearn", "matplotlib", "threadpoolctl"):
         pytest.importorskip(name, reason="training needs the train extra")
     cohort, _ = packaged_bags
-    given = list(csv.DictReader(cohort.path.open(encoding="utf-8")))
+    given = read_rows(cohort.path)
     rows = [
         {"slide": str(cohort.path.parent / row["slide"]), "case": row["case"], cohort.task: row[cohort.task]}
         for row in given

@@ -170,7 +170,7 @@ def said(figure):
 
 @pytest.fixture(scope="module")
 def page(whole, tmp_path_factory):
-    sample, judged, evaluation, card = whole
+    _, judged, evaluation, card = whole
     curve = [
         {
             "task": figures["task"],

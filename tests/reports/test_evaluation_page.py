@@ -53,7 +53,10 @@ def make_plot(svg=SVG, title="ROC curve", width_px=520):
     return EvaluationPlot(title, svg, width_px, 400, "alternative words", "how to read it")
 
 
-def make_task(title="Malignant?", plots=(make_plot(),), **changes):
+PLOTS = (make_plot(),)
+
+
+def make_task(title="Malignant?", plots=PLOTS, **changes):
     figures = EvaluationTable(
         "Head and baselines",
         ("Method", "AUROC"),

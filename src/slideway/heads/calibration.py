@@ -47,6 +47,24 @@ class Scaling:
         return cls(float(facts["temperature"]), tuple(float(value) for value in facts["bias"]))
 
 
+def fit_scaling(logits: Array, labels: Array) -> Scaling:
+    """Temperature and, of a binary task, a bias that fit held-out cases best.
+
+    A class-balanced training makes both answers equally likely beforehand, and a child's yes is multiplied with its
+    parent's: a temperature alone can mend neither. Of several classes a bias each would rest on too few cases.
+
+    Args:
+        logits: (n, n_classes) of cases the head has not learnt from.
+        labels: (n,) position of the true label; below 0 where it is unknown, which is left out.
+    """
+    if np.asarray(logits).shape[-1] > 2:
+        return Scaling(fit_temperature(logits, labels))
+    table, known = _keep_known(logits, labels)
+    slope, bias = _fit_scaling(table, _lay_targets(known, 2, smooth=True), 1.0, np.zeros(2))
+    temperature = float(np.clip(1 / slope, COLDEST, HOTTEST)) if slope > 0 else HOTTEST
+    return Scaling(temperature, tuple((bias - bias.mean()).tolist()))
+
+
 @dataclass(frozen=True)
 class Recalibration:
     """What a site's own cases made of a head's scaling.

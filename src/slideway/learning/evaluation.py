@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from slideway.core.opinion import Answer, Kind, TaskQuestion
-from slideway.heads.calibration import Scaling, fit_temperature
+from slideway.heads.calibration import Scaling, fit_scaling
 from slideway.heads.conformal import ConformalCalibration, calibrate, p_values, prediction_sets
 from slideway.heads.hierarchy import calibrate_questions, join_questions
 from slideway.heads.metrics import (
@@ -104,13 +104,13 @@ def _calibrate_apart(
 
 
 def fit_scalings(sample: Sample, joined: Mapping[str, Floats], chosen: NDArray[np.bool_]) -> dict[str, Scaling]:
-    """A temperature for each task from some of the slides; 1 where they know no label."""
+    """A scaling for each task from some of the slides; none where they know fewer than two labels."""
     scalings = {}
     for question in sample.questions:
         known = chosen & (sample.labels[question.id] != UNKNOWN)
         labels = sample.labels[question.id][known]
         enough = len(np.unique(labels)) > 1
-        scalings[question.id] = Scaling(fit_temperature(joined[question.id][known], labels)) if enough else Scaling()
+        scalings[question.id] = fit_scaling(joined[question.id][known], labels) if enough else Scaling()
     return scalings
 
 

@@ -14,7 +14,7 @@ from sklearn.linear_model import LogisticRegression
 from slideway.core.errors import CohortError
 from slideway.core.opinion import Kind, TaskQuestion
 from slideway.heads.abmil import Floats, fit_projection
-from slideway.heads.calibration import Scaling, fit_temperature
+from slideway.heads.calibration import fit_scaling
 from slideway.heads.conformal import calibrate, p_values
 from slideway.heads.head import Head, KnownCases, TaskCertainty, save_head
 from slideway.heads.hierarchy import calibrate_questions, join_questions
@@ -170,7 +170,7 @@ def _judge_task(
         known, asked = rows[half != one], half == one
         for name, own in logits.items():
             joined = {question.id: join_questions([question], {question.id: own[rows]})[question.id]}
-            scaling = {question.id: Scaling(fit_temperature(joined[question.id][half != one], labels[known]))}
+            scaling = {question.id: fit_scaling(joined[question.id][half != one], labels[known])}
             probabilities[name][asked] = calibrate_questions([question], joined, scaling)[question.id][asked]
             if name == TILE_SCORE:
                 calibrated = calibrate_questions([question], joined, scaling)[question.id]
@@ -210,7 +210,7 @@ def _fit_all(
     rows = np.concatenate([fold.test for fold in folds])
     rows = rows[labels[rows] != UNKNOWN]
     joined = join_questions([question], {question.id: held[rows]})
-    scaling = Scaling(fit_temperature(joined[question.id], labels[rows]))
+    scaling = fit_scaling(joined[question.id], labels[rows])
     calibrated = calibrate_questions([question], joined, {question.id: scaling})[question.id]
     means = np.stack([projection(train[labels[known] == one]).mean(axis=0) for one in (0, 1)])
     kinds = tuple(f"mean of the tiles labelled {label}" for label in question.labels)

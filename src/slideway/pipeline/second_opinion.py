@@ -16,7 +16,7 @@ from PIL import Image
 
 from slideway.core.bag import EmbeddingBag, require_same_encoder
 from slideway.core.errors import UnknownHeadError, UnreadableBagError, UntrustedHeadError, WrongUseError
-from slideway.core.opinion import Answer, Evidence, Finding, Opinion, TaskQuestion
+from slideway.core.opinion import Answer, Evidence, Finding, Opinion
 from slideway.core.slide import Resolution, ResolutionSource
 from slideway.core.tissue import QualityGrade, Reason, TileGrid, Verdict
 from slideway.encoders import load_encoder
@@ -156,7 +156,7 @@ def _restore(reading: ReadSlide, entry: Any) -> FirstFinding:
     """A finding as the head gave it; what it says of evidence stays in result.json."""
     try:
         card = _find_first_head(reading, entry["head"]["id"], entry["head"]["sha256"])
-        question = _find_question(card, entry["task"])
+        question = {task.question.id: task.question for task in card.tasks}[entry["task"]]
         finding = Finding(
             question,
             Answer(entry["answer"]),
@@ -188,10 +188,6 @@ def _find_first_head(reading: ReadSlide, head_id: str, sha256: str) -> HeadCard:
             "again"
         )
     return card
-
-
-def _find_question(card: HeadCard, task_id: str) -> TaskQuestion:
-    return next(task.question for task in card.tasks if task.question.id == task_id)
 
 
 @dataclass
