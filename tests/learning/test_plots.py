@@ -29,7 +29,7 @@ from slideway.learning.plots import (  # noqa: E402
 )
 from slideway.registry.head_records import Bounds  # noqa: E402
 
-HOSTILE = "<script>$\\frac{</text>\x00肝脏\n& more"
+HOSTILE = "<script>$\\frac{$</text>\x00肝脏\n& more"
 SVG = "{http://www.w3.org/2000/svg}"
 SCORES = np.array([0.95, 0.9, 0.7, 0.6, 0.4, 0.3, 0.2])
 POSITIVE = np.array([True, True, False, True, False, True, False])
@@ -111,6 +111,17 @@ def test_risk_is_drawn_as_steps_at_every_slide():
     assert all(a[0] == pytest.approx(b[0]) or a[1] == pytest.approx(b[1]) for a, b in pairwise(line))
     _, wrong = trace_risk(two_columns(SCORES).max(axis=1), two_columns(SCORES).argmax(axis=1) != POSITIVE)
     assert len({round(y, 3) for _, y in line}) == len(set(np.round(wrong, 9)))
+
+
+def test_step_of_the_risk_begins_at_its_slide_and_lasts_to_the_next():
+    confidence = np.array([0.95, 0.9, 0.85, 0.8])
+    is_right = np.array([0, 1, 0, 1])  # the share of errors changes with every slide: 1, 1/2, 2/3, 1/2
+    line = max(lines_of(draw_risk({"This head": two_columns(confidence)}, is_right).svg, STROKES[0].colour), key=len)
+    places = sorted({round(x, 2) for x, _ in line})
+    assert len(places) == 4
+    assert np.diff(places) == pytest.approx(places[1] - places[0], abs=0.02)
+    assert line[1] == (pytest.approx(places[1], abs=0.02), pytest.approx(line[0][1], abs=0.02))
+    assert line[2][1] > line[0][1]  # y grows downwards: the second slide is right
 
 
 def test_roc_says_the_area_and_the_counts_in_words():
@@ -225,13 +236,9 @@ def test_hostile_names_are_text_and_nothing_else():
 
 def test_settings_of_the_user_neither_reach_the_drawing_nor_are_changed():
     expected = all_plots()[0].svg
-    before = mpl.rcParams["font.size"]
-    try:
-        mpl.rcParams["font.size"] = 31
+    with mpl.rc_context({"font.size": 31, "axes.facecolor": "yellow"}):
         assert all_plots()[0].svg == expected
         assert mpl.rcParams["font.size"] == 31
-    finally:
-        mpl.rcParams["font.size"] = before
 
 
 def test_drawing_leaves_pyplot_alone():

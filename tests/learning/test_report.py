@@ -381,12 +381,14 @@ def test_external_cohort_has_no_baselines_and_no_word_of_calibration_on_itself(t
     judged = (make_judged(MALIGNANT, methods=(THIS_HEAD,)),)
     sample = make_sample((MALIGNANT,), {"malignant": judged[0].labels})
     evaluation = make_evaluation(sample, judged, split="external", folds=1, training={})
+    evaluation["tasks"][0]["slides_by_label"] = [20, 4]
     card = make_card(evaluation, (MALIGNANT,), with_evidence=False)
     found = write(tmp_path, card, evaluation, judged)
     assert "a finished head on a cohort it has not learnt from" in found.text
     assert [row["Method"] for row in found.of("The head", 1)] == ["This head"]
     assert found.of("The head against")[0]["Which"] == "none trained"
     assert "Ring:" not in found.text
+    assert "Ring: 9" in write(tmp_path, card, {**evaluation, "split": "case-folds"}, judged).text
 
 
 def test_tiles_without_cases_are_called_optimistic_and_counted_as_tiles(tmp_path):

@@ -246,6 +246,19 @@ def ship(trained: TrainedHead, folder: Path) -> None:
     (PAGES / f"{card.id}.md").write_text(page, encoding="utf-8", newline="\n")
 
 
+def ship_table(evaluations: list[dict[str, Any]], encoder: Encoder) -> None:
+    """Put the whole table and the encoder's page into the docs."""
+    from slideway.registry.encoder_page import write_encoder_page
+
+    page = ROOT / "docs/findings.md"
+    before, _, rest = page.read_text(encoding="utf-8").partition("<!-- starters -->\n")
+    _, _, after = rest.partition("<!-- /starters -->")
+    table = write_table(evaluations)
+    page.write_text(f"{before}<!-- starters -->\n{table}\n<!-- /starters -->{after}", encoding="utf-8", newline="\n")
+    encoder_page = write_encoder_page(encoder.card)
+    (PAGES / f"{encoder.card.id}.md").write_text(encoder_page, encoding="utf-8", newline="\n")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path)
@@ -266,6 +279,8 @@ def main() -> None:
             evaluations.append(json.loads((folder / EVALUATION).read_text(encoding="utf-8")))
             if options.ship:
                 ship(trained, folder)
+    if options.ship and not options.only:
+        ship_table(evaluations, encoder)
     print(write_table(evaluations))
     print(f"\n{time.perf_counter() - began:.0f} s", file=sys.stderr)
 

@@ -38,6 +38,8 @@ SOME_FAILED = 5
               help="Also write the bag for TRIDENT (h5), AnnData (h5ad), QuPath (geojson); repeatable.")  # fmt: skip
 @click.option("--head", "heads", multiple=True, metavar="ID",
               help="Ask this head, in force or not; repeatable. Default: all heads in force.")  # fmt: skip
+@click.option("--site", default="", metavar="ID",
+              help="Where the tissue comes from, e.g. lung (`slideway coverage`); heads of other sites refer.")  # fmt: skip
 @click.option("--no-heads", is_flag=True, help="Ask no head: no findings.")
 @click.option("--again", is_flag=True, help="Read also what is already read.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object a slide, one a line.")

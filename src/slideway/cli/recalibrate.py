@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from slideway.core.errors import WrongUseError
-from slideway.registry.store import DEFAULT_ENCODER
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from slideway.learning.cohort import Cohort
     from slideway.learning.recalibrate import RecalibratedTask
+    from slideway.registry.head_records import HeadCard
 
 EXTRAS = ("torch", "sklearn", "threadpoolctl")
 
@@ -62,8 +63,7 @@ def command(
 
     for name in EXTRAS:
         require_library(name, "recalibrating a head")
-    from slideway.cli.cohort_bags import collect_bags
-    from slideway.heads.head import load_head
+    from slideway.heads.head import load_head, require_bag_fits
     from slideway.learning import recalibrate as work_on
     from slideway.learning.cohort import read_cohort
     from slideway.learning.external import match_labels, require_unseen
@@ -82,10 +82,10 @@ def command(
         )
     labels = {question.id: match_labels(cohort, question) for question in questions}
     site_name, _ = work_on.choose_site(cohort.values("site"), site, cohort_file.stem)
-    bags = collect_bags(cohort, encoder=card.input.encoder_id or DEFAULT_ENCODER, work=work or out / "bags")
+    bags = _gather_bags(cohort, card, work or out / "bags")
     whole = gather_labelled(cohort, questions, labels, bags)
     sample = whole.select(work_on.choose_site(whole.facts["site"], site, cohort_file.stem)[1])
-    _require_fitting(card, sample)
+    require_bag_fits(card, sample.bag(0))  # before anything is compared with its vectors (invariant I7)
     require_unseen(head, sample)
     tasks = work_on.recalibrate_tasks(card, head, sample)
     work_on.require_change(tasks, site_name)
@@ -110,11 +110,14 @@ def command(
     return 0
 
 
-def _require_fitting(card: Any, sample: Any) -> None:
-    """Refuse another encoder's bags before anything is compared with them (invariant I7)."""
-    from slideway.heads.head import require_bag_fits
+def _gather_bags(cohort: Cohort, card: HeadCard, work: Path) -> tuple[Path, ...]:
+    """Bag of each slide; the head's encoder is needed only where a slide is still to be read."""
+    from slideway.cli.cohort_bags import collect_bags
 
-    require_bag_fits(card, sample.bag(0))
+    held = tuple(row.bag_path for row in cohort.rows if row.bag_path is not None)
+    if len(held) == len(cohort.rows):
+        return held
+    return collect_bags(cohort, encoder=card.input.encoder_id, work=work)
 
 
 def _in_words(tasks: Sequence[RecalibratedTask], new_id: str, folder: Path) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from slideway.cli.progress import Steps
-from slideway.cli.training import make_id, make_plan, say_evaluation
+from slideway.cli.training import bind_to_sites, make_id, make_plan, say_evaluation
 from slideway.core.errors import WrongUseError
 from slideway.registry.store import DEFAULT_ENCODER
 
@@ -33,6 +33,9 @@ EXTRAS = ("torch", "sklearn", "matplotlib", "threadpoolctl")
 @click.option("--seeds", type=click.IntRange(1, 20), default=3, show_default=True, help="Networks that are averaged.")
 @click.option("--epochs", type=click.IntRange(1, 1000), default=40, show_default=True, help="Passes over all slides.")
 @click.option("--stain", default="H&E", show_default=True, help="Stain of the cohort.")
+@click.option("--site", "sites", multiple=True, metavar="ID",
+              help="Where in the body the cohort comes from, e.g. lung (`slideway coverage`); repeatable. The head then "
+                   "refers slides of other sites, and counts as trained for these.")  # fmt: skip
 @click.option("--encoder", default=DEFAULT_ENCODER, show_default=True, metavar="ID",
               help="Encoder for slides that are not read yet.")  # fmt: skip
 @click.option("--work", type=click.Path(path_type=Path), metavar="DIR",
@@ -100,7 +103,7 @@ def _train_on_slides(tasks: tuple[str, ...], cohort_file: Path, settings: dict[s
     from slideway.pipeline.output import OutputFolder
 
     cohort = read_cohort(cohort_file)
-    questions = select_tasks(cohort, tasks, allow_confounded=settings["allow_confounded"])
+    questions = bind_to_sites(select_tasks(cohort, tasks, allow_confounded=settings["allow_confounded"]), settings)
     for note in (*cohort.notes, *note_tasks(cohort, questions)):
         click.echo(f"note: {note}", err=True)
     head_id = settings["head_id"] or make_id(cohort_file, [question.id for question in questions])

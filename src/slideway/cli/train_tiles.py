@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from slideway.cli.progress import Steps
-from slideway.cli.training import make_id, make_plan
+from slideway.cli.training import bind_to_sites, make_id, make_plan
 from slideway.core.errors import WrongUseError
 from slideway.encoders import Encoder, load_encoder
 from slideway.learning.questions import note_tasks, select_tasks
@@ -31,7 +31,7 @@ def train_on_tiles(tasks: tuple[str, ...], file: Path, settings: dict[str, Any])
     if len(tasks) != 1:
         raise WrongUseError("a head of single tiles answers one question; name one TASK")
     table = read_tile_table(file)
-    questions = select_tasks(table, tasks, allow_confounded=settings["allow_confounded"])
+    questions = bind_to_sites(select_tasks(table, tasks, allow_confounded=settings["allow_confounded"]), settings)
     for note in (*table.notes, *note_tasks(table, questions)):
         click.echo(f"note: {note}", err=True)
     head_id = settings["head_id"] or make_id(file, [question.id for question in questions])

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import shlex
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from slideway.core.catalogue import load_catalogue
+from slideway.core.opinion import TaskQuestion
 
 if TYPE_CHECKING:
     from slideway.learning.train import Plan
@@ -16,6 +20,16 @@ def make_id(file: Path, tasks: list[str]) -> str:
     words = "-".join([file.stem, *tasks]).lower()
     kept = "".join(c if c.isascii() and (c.isalnum() or c in "-_") else "-" for c in words).strip("-_")
     return kept[:60] or "head"
+
+
+def bind_to_sites(questions: tuple[TaskQuestion, ...], settings: dict[str, Any]) -> tuple[TaskQuestion, ...]:
+    """The questions as asked of some of the catalogue's sites only; as they are when none is named.
+
+    Raises:
+        WrongUseError: The catalogue has no such site.
+    """
+    sites = tuple(load_catalogue().find_site(site).id for site in settings["sites"])
+    return tuple(replace(question, sites=sites) for question in questions)
 
 
 def make_plan(head_id: str, settings: dict[str, Any], slides: int) -> Plan:

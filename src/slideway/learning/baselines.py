@@ -14,8 +14,6 @@ from slideway.core.opinion import Kind, TaskQuestion
 from slideway.heads.abmil import outputs_of
 from slideway.learning.questions import UNKNOWN
 
-MEAN_POOL = "mean-pool + logistic regression"
-NEIGHBOURS = "nearest cases"
 _STRENGTH = 0.01  # of the regression: hundreds of numbers a case, and few cases
 _NEAREST = 5
 _ROWS = 8_192
@@ -50,7 +48,8 @@ def judge_by_mean(question: TaskQuestion, known: Array, labels: Array, asked: Ar
     scaler = StandardScaler().fit(known[is_known])
     model = LogisticRegression(C=_STRENGTH, class_weight="balanced", max_iter=5_000)
     model.fit(scaler.transform(known[is_known]), labels[is_known])
-    return _as_logits(question, model.predict_log_proba(scaler.transform(asked)), model.classes_)
+    shares = model.predict_proba(scaler.transform(asked))  # of an extreme case exactly 0, whose logarithm is none
+    return _as_logits(question, np.log(np.maximum(shares, np.exp(_NEVER))), model.classes_)
 
 
 def judge_by_neighbours(question: TaskQuestion, known: Array, labels: Array, asked: Array) -> Floats:

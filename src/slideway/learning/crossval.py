@@ -15,31 +15,12 @@ from threadpoolctl import threadpool_limits
 from slideway.heads.abmil import Floats, outputs_of, score_bag
 from slideway.heads.fit import Training, fit_abmil
 from slideway.heads.typicality import MIN_CASES, Typicality, fit_typicality, score_typicality
-from slideway.learning.baselines import MEAN_POOL, NEIGHBOURS, judge_by_mean, judge_by_neighbours, pool_mean
+from slideway.learning.baselines import judge_by_mean, judge_by_neighbours, pool_mean
+from slideway.learning.held_out import ABMIL, MEAN_POOL, METHODS, NEIGHBOURS, HeldOut, Logits
 from slideway.learning.sample import Sample
 from slideway.learning.splits import Fold
 
-ABMIL = "abmil"
-METHODS = (ABMIL, MEAN_POOL, NEIGHBOURS)
 Tell = Callable[[int, int], object]
-Logits = Mapping[str, NDArray[Any]]
-
-
-@dataclass(frozen=True)
-class HeldOut:
-    """What was said of slides whose case was not learnt from.
-
-    Attributes:
-        judged: (n_slides,) bool, True where a fold tested the slide.
-        logits: For each method and task (n_slides, outputs); not a number where not judged.
-        p_value: (n_slides,) chance of a slide at least as strange among the known cases; not a number where not judged.
-        strangeness: (n_slides,) share of known cases that are less strange; not a number where not judged.
-    """
-
-    judged: NDArray[np.bool_]
-    logits: Mapping[str, Logits]
-    p_value: NDArray[np.float64]
-    strangeness: NDArray[np.float64]
 
 
 def cross_validate(

@@ -26,7 +26,7 @@ from slideway.heads.metrics import (
     weighted_kappa,
 )
 from slideway.heads.referral import Certainty, Circumstances, ReferralPolicy, decide
-from slideway.learning.crossval import ABMIL, METHODS, HeldOut
+from slideway.learning.held_out import ABMIL, METHODS, HeldOut
 from slideway.learning.questions import UNKNOWN
 from slideway.learning.sample import Sample
 from slideway.registry.head_records import Bounds, TaskEvidence

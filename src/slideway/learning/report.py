@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 
 from slideway.core.opinion import Answer, Kind
-from slideway.learning.crossval import ABMIL
 from slideway.learning.evaluation import SPECIFICITY, TaskJudgement
 from slideway.learning.external import EXTERNAL
+from slideway.learning.held_out import ABMIL
 from slideway.learning.plots import (
     NOT_READABLE,
     REFERRED,

@@ -22,8 +22,9 @@ from slideway.heads.hierarchy import calibrate_questions, join_questions
 from slideway.heads.instance import InstanceScorer
 from slideway.heads.referral import ReferralPolicy
 from slideway.heads.typicality import MIN_CASES, fit_typicality
-from slideway.learning.crossval import ABMIL, HeldOut, cross_validate, group_by_case
+from slideway.learning.crossval import cross_validate, group_by_case
 from slideway.learning.evaluation import TaskJudgement, draw_evidence, fit_scalings, judge_tasks, measure_task
+from slideway.learning.held_out import ABMIL, HeldOut
 from slideway.learning.questions import UNKNOWN
 from slideway.learning.sample import Sample
 from slideway.learning.splits import (

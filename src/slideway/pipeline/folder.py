@@ -166,6 +166,8 @@ def _find_answer(path: Path, folder: Path, card: ModelCard, settings: dict[str, 
         return None
     if result.get("heads", []) != choose_heads(card, settings.get("heads")).stamps:
         return None
+    if result.get("heads") and result.get("site", "") != settings.get("site", ""):
+        return None
     if not _same_resolution(result["slide"], settings) or not _has_files(folder, result, settings):
         return None
     try:

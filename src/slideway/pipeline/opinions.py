@@ -88,11 +88,12 @@ def load_heads(choice: HeadChoice) -> tuple[Head, ...]:
     return tuple(load_head(card) for card in choice.cards)
 
 
-def gather_facts(opened: OpenedSlide, survey: Survey, quality: QualityGrade) -> SlideFacts:
+def gather_facts(opened: OpenedSlide, survey: Survey, quality: QualityGrade, *, site: str = "") -> SlideFacts:
     """What bears on trusting a head on this slide: quality, stain by its look, and whether its scale is credible."""
     resolution = survey.slide.resolution
     return SlideFacts(
         quality=quality,
+        site=site,
         stain=judge_stain(survey.thumbnail, survey.mask).stain,
         is_resolution_estimated=resolution.source is ResolutionSource.ESTIMATED,
         resolution_doubt=_doubt_resolution(opened, survey),

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from slideway.bundles import BagWriter, export_bag, read_bag
 from slideway.core.bag import EmbeddingBag
+from slideway.core.catalogue import load_catalogue
 from slideway.core.errors import DiskFullError, WrongUseError
 from slideway.core.opinion import Opinion
 from slideway.core.tissue import QualityGrade, TileGrid
@@ -93,6 +94,7 @@ def read_slide(
     exports: Sequence[str] = (),
     name: str | None = None,
     heads: Sequence[str | Path] | None = None,
+    site: str = "",
     progress: Progress | None = None,
 ) -> SlideReading:
     """Read one slide and write its answer into a folder of its own.
@@ -112,6 +114,7 @@ def read_slide(
         name: Name of the output folder; None makes it from the file's name.
         heads: Heads that are to speak, by id or folder, whether in force or not; None takes those in force, an empty
             list none.
+        site: Where in the body the tissue comes from, as an id of the catalogue; heads of other sites then refer.
         progress: Who is told how far it is.
 
     Returns:
@@ -125,15 +128,24 @@ def read_slide(
         UntrustedHeadError: A head does not compute here what it did when it was made.
         FingerprintMismatchError: A head that was named reads another encoder's bags.
         OutputError: The output folder cannot be written; nothing half-written stays.
-        WrongUseError: There is no such profile.
+        WrongUseError: There is no such profile, or no such site in the catalogue.
     """
     if profile not in PROFILES:
         raise WrongUseError(f"there is no profile {profile!r}; profiles are {', '.join(PROFILES)}")
+    if site:
+        load_catalogue().find_site(site)  # refuses what is none
     card = find_encoder(encoder)
     return _Journey(
         path=Path(path),
         out=Path(out),
-        settings={"mpp": mpp, "estimate": estimate_mpp, "exports": tuple(exports), "name": name, "profile": profile},
+        settings={
+            "mpp": mpp,
+            "estimate": estimate_mpp,
+            "exports": tuple(exports),
+            "name": name,
+            "profile": profile,
+            "site": site,
+        },
         card=card,
         choice=choose_heads(card, heads),
         engine=engine,
@@ -284,8 +296,12 @@ class _Journey:
         opinions: tuple[Opinion, ...] = ()
         if heads:
             opinions = give_opinions(
-                self.choice, heads, reading.bag, gather_facts(opened, plan.survey, reading.quality)
+                self.choice,
+                heads,
+                reading.bag,
+                gather_facts(opened, plan.survey, reading.quality, site=self.settings["site"]),
             )
+        reading.result["site"] = self.settings["site"]
         reading.result["heads"] = self.choice.stamps
         reading.result["heads_off"] = list(self.choice.silent)
         reading.result["findings"] = describe_opinions(opinions, reading.bag)
