@@ -245,7 +245,7 @@ def test_nearest_known_cases_come_with_their_labels_nearest_first(card, head):
     slide = np.repeat(known.means[[7]] + 3 * (known.means[7] - centre), 30, axis=0)
     _, found = ask(card, head, slide)
     nearest = found["organ"].evidence.known
-    assert [case.case for case in nearest][0] == "case-07"
+    assert nearest[0].case == "case-07"
     assert nearest[0].label == known.labels["organ"][7]
     cosines = [case.cosine for case in nearest]
     assert cosines == sorted(cosines, reverse=True)

@@ -266,7 +266,7 @@ def test_file_whose_parts_do_not_belong_together_is_refused(card, spoil):
 def test_file_whose_facts_are_nested_without_end_is_refused(card):
     arrays, _ = read_file(card)
     save_file(arrays, card.weights_path, metadata={FORMAT: "[" * 100_000})
-    with pytest.raises(UntrustedHeadError, match="RecursionError|JSONDecodeError"):
+    with pytest.raises(UntrustedHeadError, match=r"RecursionError|JSONDecodeError"):
         load_head(restamp(card))
 
 

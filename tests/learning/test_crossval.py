@@ -1,4 +1,4 @@
-"""Held-out figures: a separable problem is solved, shuffled labels end at chance, no judged case is ever learnt from."""
+"""Held-out figures: a separable problem is solved, shuffled labels end at chance, no judged case is learnt from."""
 
 from dataclasses import replace
 
@@ -8,18 +8,18 @@ import pytest
 pytest.importorskip("torch")
 pytest.importorskip("sklearn")
 
-from slideway.core.bag import Sampling  # noqa: E402
-from slideway.core.opinion import Kind, TaskQuestion  # noqa: E402
-from slideway.heads.fit import Training  # noqa: E402
-from slideway.heads.metrics import measure_auroc  # noqa: E402
-from slideway.learning import crossval  # noqa: E402
-from slideway.learning.baselines import judge_by_mean, judge_by_neighbours, pool_mean  # noqa: E402
-from slideway.learning.cohort import read_cohort  # noqa: E402
-from slideway.learning.crossval import ABMIL, MEAN_POOL, METHODS, NEIGHBOURS, cross_validate  # noqa: E402
-from slideway.learning.questions import select_tasks  # noqa: E402
-from slideway.learning.sample import Sample, gather_sample  # noqa: E402
-from slideway.learning.splits import Fold, case_folds, leave_one_case_out  # noqa: E402
-from slideway.testing.heads import TOY_QUESTIONS, make_toy_bag, write_toy_bag, write_toy_cohort  # noqa: E402
+from slideway.core.bag import Sampling
+from slideway.core.opinion import Kind, TaskQuestion
+from slideway.heads.fit import Training
+from slideway.heads.metrics import measure_auroc
+from slideway.learning import crossval
+from slideway.learning.baselines import judge_by_mean, judge_by_neighbours, pool_mean
+from slideway.learning.cohort import read_cohort
+from slideway.learning.crossval import ABMIL, MEAN_POOL, METHODS, NEIGHBOURS, cross_validate
+from slideway.learning.questions import select_tasks
+from slideway.learning.sample import Sample, gather_sample
+from slideway.learning.splits import Fold, case_folds, leave_one_case_out
+from slideway.testing.heads import TOY_QUESTIONS, make_toy_bag, write_toy_bag, write_toy_cohort
 
 TINY = Training(rank=8, hidden=12, attention=6, epochs=30, batch=8, rate=1e-2, dropout=0.1, seeds=(0,))
 LESION = TaskQuestion("malignant", "Malignant?", Kind.BINARY, ("no", "yes"))

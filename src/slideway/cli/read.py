@@ -39,7 +39,7 @@ SOME_FAILED = 5
 @click.option("--head", "heads", multiple=True, metavar="ID",
               help="Ask this head, in force or not; repeatable. Default: all heads in force.")  # fmt: skip
 @click.option("--site", default="", metavar="ID",
-              help="Where the tissue comes from, e.g. lung (`slideway coverage`); heads of other sites refer.")  # fmt: skip
+              help="Where the tissue comes from, e.g. lung (slideway coverage); heads of others refer.")  # fmt: skip
 @click.option("--no-heads", is_flag=True, help="Ask no head: no findings.")
 @click.option("--again", is_flag=True, help="Read also what is already read.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object a slide, one a line.")

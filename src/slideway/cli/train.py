@@ -34,7 +34,7 @@ EXTRAS = ("torch", "sklearn", "matplotlib", "threadpoolctl")
 @click.option("--epochs", type=click.IntRange(1, 1000), default=40, show_default=True, help="Passes over all slides.")
 @click.option("--stain", default="H&E", show_default=True, help="Stain of the cohort.")
 @click.option("--site", "sites", multiple=True, metavar="ID",
-              help="Where in the body the cohort comes from, e.g. lung (`slideway coverage`); repeatable. The head then "
+              help="Where in the body the cohort comes from, e.g. lung (slideway coverage); repeatable. The head then "
                    "refers slides of other sites, and counts as trained for these.")  # fmt: skip
 @click.option("--encoder", default=DEFAULT_ENCODER, show_default=True, metavar="ID",
               help="Encoder for slides that are not read yet.")  # fmt: skip

@@ -206,8 +206,9 @@ class _Asking:
             chosen = time.perf_counter()
             places = self._place(asked)
             packed, lost = _read_as_jpeg(opened, places)
+            received = time.perf_counter()
             facts = self._gather_facts(opened)
-        received = time.perf_counter()
+        judged = time.perf_counter()
         bag = self._encode(places, packed, asked)
         encoded = time.perf_counter()
         opinion = form_opinion(self.card, load_head(self.card), bag, facts)
@@ -215,7 +216,8 @@ class _Asking:
         seconds = {
             "choose": chosen - began,
             "read": received - chosen,
-            "encode": encoded - received,
+            "facts": judged - received,
+            "encode": encoded - judged,
             "opinion": time.perf_counter() - encoded,
         }
         result = self._describe(asked, packed, lost, bag, opinion, comparisons, seconds)
