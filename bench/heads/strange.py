@@ -44,12 +44,14 @@ from slideway.heads.drift import fit_monitor, watch
 from slideway.heads.metrics import exact_interval, measure_auroc
 from slideway.heads.typicality import fit_typicality
 from slideway.tissue import estimate_mpp, find_tissue, grade_quality, judge_stain, measure_focus
+from slideway.tissue.stain import HE
 
 Array = NDArray[Any]
 RANK = 64
 SPOILT_TILES, GROUP_TILES, GROUPS = 10, 24, 8
+ENLARGED = "enlarged twofold"  # magnified, therefore soft: a scan with a wrong pixel size is not, so focus is not asked
 CONTROLS = ("empty glass", "pen on glass", "pen over tissue", "blurred, σ 2 µm", "blurred, σ 4 µm", "random noise",
-            "red and blue exchanged", "enlarged twofold")  # fmt: skip
+            "red and blue exchanged", ENLARGED)  # fmt: skip
 WITHOUT_SCALE = ("empty glass", "pen on glass", "random noise", "blurred, σ 2 µm", "blurred, σ 4 µm")
 PICTURES = ("chelsea", "coffee", "astronaut", "rocket", "brick", "grass", "gravel", "coins", "retina", "ihc")
 DOUBTFUL_FACTOR = 1.6  # as slideway.pipeline.opinions
@@ -175,12 +177,13 @@ def check_pixels(tiles: Array, ask_scale: bool) -> dict[str, bool]:
     )  # fmt: skip
     all_true, nothing = np.ones(overview.shape[:2], bool), np.zeros(overview.shape[:2], bool)
     look = judge_stain(overview, TissueMask(all_true, mpp=OVERVIEW_MPP, pen=nothing, fold=nothing))
-    codes = {reason.code for reason in grade.reasons}
-    is_lost = grade.verdict in (Verdict.RESCAN, Verdict.NO_TISSUE)
+    lost = grade.verdict is Verdict.RESCAN
+    found = grade.measures
     return {
-        "tissue or ink": is_lost and not codes <= {"blurred"},
-        "focus": is_lost and "blurred" in codes,
-        "stain": look.stain not in ("", "H&E"),
+        "tissue or ink": grade.verdict is Verdict.NO_TISSUE
+        or (lost and (found["pen_share"] > 0.5 or found["overexposed_share"] > 0.3)),
+        "focus": lost and found["blurred_share"] > 0.5,
+        "stain": look.stain not in ("", HE),
         "scale": ask_scale and is_scale_doubtful(tiles),
     }
 
@@ -246,10 +249,14 @@ def report_controls(groups: dict[str, list[Group]], models: dict[str, tuple[Any,
             p_values.append(judge(typicality, projection(group.vectors))[1])
         found = {key: np.array([one[key] for one in checks]) for key in checks[0]}
         found["typicality"] = np.array(p_values) < 0.05
+        if name == ENLARGED:
+            found["focus"] &= False
         by_any = np.any(list(found.values()), axis=0)
         cells = [f"{hits.mean():.0%}" for hits in found.values()]
         if name in WITHOUT_SCALE:
             cells[3] = "–"
+        if name == ENLARGED:
+            cells[1] = "–"
         limits = exact_interval(int(by_any.sum()), len(by_any))
         rows.append([name, str(len(those)), *cells, f"**{by_any.mean():.0%}** ({limits.low:.0%}–{limits.high:.0%})"])
     head = ["what", "groups", "tissue, ink", "focus", "stain look", "scale by nuclei", "typicality", "any (95 %)"]

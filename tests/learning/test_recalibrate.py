@@ -6,13 +6,11 @@ import numpy as np
 import pytest
 
 from slideway.core.errors import CohortError, FingerprintMismatchError, WrongUseError
-from slideway.core.opinion import Kind, TaskQuestion
-from slideway.heads.calibration import Scaling, apply_scaling
+from slideway.heads.calibration import Scaling
 from slideway.heads.head import load_head, save_head
 from slideway.learning.recalibrate import (
     bump_version,
     choose_site,
-    convert_scores,
     recalibrate_tasks,
     require_change,
     require_recalibratable,
@@ -77,6 +75,9 @@ def test_a_head_too_unsure_gets_surer_and_pools_its_cases_with_the_sites(card, t
     assert task.fitted.scaling.temperature < 4
     assert task.cases_by_label == (20, 20)
     assert task.conformal.cases == (12 + 20, 12 + 20)
+    for own, pooled in zip(make_toy_head(NEOPLASTIC).certainty["neoplastic"].conformal.scores, task.conformal.scores,
+                           strict=True):  # fmt: skip
+        assert set(own) <= set(pooled)  # scored with the scaling of their own sites, as they were
     assert all((np.diff(scores) >= 0).all() and (scores >= 0).all() for scores in task.conformal.scores)
 
 
@@ -136,20 +137,6 @@ def test_what_describes_left_out_cases_no_better_is_not_taken(card, tmp_path):
 def test_bags_of_another_encoder_are_refused(card, tmp_path):
     with pytest.raises(FingerprintMismatchError):
         recalibrated(card, make_sample(tmp_path, 20, fingerprint="e" * 64))
-
-
-@pytest.mark.parametrize("label", [0, 1])
-def test_scores_of_two_labels_are_those_of_the_new_scaling(label):
-    before, after = Scaling(3.0, (0.2, -0.2)), Scaling(0.8, (-0.4, 0.4))
-    logits = np.random.default_rng(1).normal(0, 3, (50, 2))
-    old, new = (1 - apply_scaling(logits, scaling)[:, label] for scaling in (before, after))
-    assert np.abs(convert_scores(old, label, NEOPLASTIC[0], before, after) - new).max() < 1e-6
-
-
-def test_scores_of_several_labels_stay_and_the_question_says_so():
-    organ = TaskQuestion("organ", "Organ", Kind.CLASSES, ("a", "b", "c"))
-    scores = np.array([0.1, 0.4])
-    assert convert_scores(scores, 0, organ, Scaling(2.0), Scaling(1.0)) is scores
 
 
 def test_a_site_must_be_named_where_there_are_several():

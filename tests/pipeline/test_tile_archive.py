@@ -242,13 +242,15 @@ def test_sparse_member_that_unpacks_to_much_more_than_it_is_is_passed_over(tmp_p
 
 @pytest.mark.timeout(20)
 @pytest.mark.parametrize("size", [-512, -1024, 2**62, -(2**40)])
-def test_member_of_an_impossible_size_ends_in_an_error_and_not_in_a_loop(tmp_path, encoder, size):
-    member = tarfile.TarInfo("0-0.png")
+@pytest.mark.parametrize("name", ["0-0.png", "readme.txt"])
+def test_member_of_an_impossible_size_ends_in_an_error_and_not_in_a_loop(tmp_path, encoder, size, name):
+    member = tarfile.TarInfo(name)
     header = bytearray(member.tobuf())
     header[124:136] = (size % (1 << 96)).to_bytes(12, "big") if size < 0 else b"\x80" + size.to_bytes(11, "big")
     header[148:156] = b" " * 8
     header[148:156] = b"%06o\0 " % sum(header)
-    (tmp_path / "evil.tar").write_bytes(bytes(header) * 4 + bytes(1024))
+    before = tarfile.TarInfo("before.txt").tobuf()  # back at the very start Python would stop by itself
+    (tmp_path / "evil.tar").write_bytes(before + bytes(header) * 4 + bytes(1024))
     with pytest.raises(BrokenSlideError, match=r"^evil\.tar: "):
         encode(tmp_path / "evil.tar", encoder, tmp_path / "out")
 

@@ -22,6 +22,8 @@ def collect_bags(cohort: Cohort, *, encoder: str, work: Path) -> tuple[Path, ...
     Raises:
         CohortError: A slide cannot be read, or the bags at hand are another encoder's than the one asked for.
     """
+    if all(row.bag_path is not None for row in cohort.rows):
+        return tuple(row.bag_path for row in cohort.rows if row.bag_path is not None)  # nothing to read: no encoder
     card = _choose_encoder(cohort, encoder)
     paths: list[Path] = []
     with Terminal() as terminal:
@@ -49,13 +51,13 @@ def _choose_encoder(cohort: Cohort, encoder: str) -> ModelCard:
     if made is None:
         return find_encoder(encoder)
     card = next((card for card in list_encoders() if card.fingerprint == made.fingerprint), None)
-    unread = sum(row.bag_path is None for row in cohort.rows)
-    if card is None and unread:
+    if card is None:
+        unread = sum(row.bag_path is None for row in cohort.rows)
         raise CohortError(
             f"{cohort.path.name}: its bags were made by {made.encoder_id} ({made.fingerprint[:12]}), which is not "
             f"installed here, and {unread} slides are still to be read; install it, or read all slides with one encoder"
         )
-    return card or find_encoder(encoder)
+    return card
 
 
 def _read(row: CohortRow, card: ModelCard, work: Path, terminal: Terminal) -> Path:

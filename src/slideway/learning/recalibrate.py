@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from slideway.core.errors import CohortError, WrongUseError
-from slideway.core.opinion import Kind, TaskQuestion
+from slideway.core.opinion import TaskQuestion
 from slideway.heads.calibration import Recalibration, Scaling, recalibrate
 from slideway.heads.conformal import ConformalCalibration
 from slideway.heads.diagnose import INSTANCE
@@ -26,7 +26,6 @@ from slideway.registry.head_card import HEAD_ID, write_head_card
 from slideway.registry.head_records import HEAD_FILE, HeadCard, HeadWeights
 
 _FOLDS = 5  # a local case's conformal score comes from a scaling fitted without its fifth
-_LEAST = 1e-9  # probability that a logarithm is taken of, as in heads/hierarchy.py
 
 Floats = NDArray[np.float64]
 Labels = NDArray[np.int64]
@@ -113,7 +112,11 @@ def recalibrate_tasks(card: HeadCard, head: Head, sample: Sample) -> tuple[Recal
         labels = sample.labels[question.id][rows]
         base = head.certainty[question.id].scaling
         fitted[question.id] = recalibrate(joined[question.id][rows], labels, base=base, names=question.labels)
-    scores = {q.id: _score_locally(head, q, joined, sample.labels[q.id], rows_of[q.id]) for q in sample.questions}
+    scalings = {task: certainty.scaling for task, certainty in head.certainty.items()}
+    scalings |= {task: one.scaling for task, one in fitted.items()}
+    scores = {
+        q.id: _score_locally(head, q, joined, sample.labels[q.id], rows_of[q.id], scalings) for q in sample.questions
+    }
     return tuple(
         _finish(head.certainty[q.id], q, fitted[q.id], sample.labels[q.id][rows_of[q.id]], scores[q.id])
         for q in sample.questions
@@ -130,11 +133,15 @@ def _one_a_case(sample: Sample, question: TaskQuestion) -> Labels:
 
 
 def _score_locally(
-    head: Head, question: TaskQuestion, joined: Mapping[str, Floats], labels: Labels, rows: Labels
+    head: Head,
+    question: TaskQuestion,
+    joined: Mapping[str, Floats],
+    labels: Labels,
+    rows: Labels,
+    scalings: Mapping[str, Scaling],
 ) -> Floats:
-    """(n,) nonconformity of each local case, by a scaling fitted without its fifth; parents as the head has them."""
+    """(n,) nonconformity of each local case, by a scaling fitted without its fifth; its parents have their new ones."""
     base = head.certainty[question.id].scaling
-    others = {task: certainty.scaling for task, certainty in head.certainty.items()}
     fold = _deal(labels[rows])
     scores = np.empty(len(rows))
     for one in range(_FOLDS):
@@ -145,7 +152,7 @@ def _score_locally(
             recalibrate(joined[question.id][outside], labels[outside], base=base).scaling if len(outside) else base
         )
         told = calibrate_questions(
-            head.questions, {task: own[inside] for task, own in joined.items()}, {**others, question.id: scaling}
+            head.questions, {task: own[inside] for task, own in joined.items()}, {**scalings, question.id: scaling}
         )
         scores[fold == one] = 1 - told[question.id][np.arange(len(inside)), labels[inside]]
     return scores
@@ -168,34 +175,10 @@ def _finish(
         return RecalibratedTask(question, fitted, certainty.conformal, counts)
     pooled, sites = [], []
     for one, (own, of_sites) in enumerate(zip(certainty.conformal.scores, certainty.conformal.sites, strict=True)):
-        kept = convert_scores(own, one, question, certainty.scaling, fitted.scaling)
-        pooled.append(np.sort(np.concatenate([kept, scores[labels == one]])))
+        # Each case is scored with the scaling of its own site: what a recalibration brings together are those.
+        pooled.append(np.sort(np.concatenate([own, scores[labels == one]])))
         sites.append(of_sites + (1 if of_sites and counts[one] else 0))
     return RecalibratedTask(question, fitted, ConformalCalibration(tuple(pooled), tuple(sites)), counts)
-
-
-def convert_scores(scores: Floats, label: int, question: TaskQuestion, before: Scaling, after: Scaling) -> Floats:
-    """What a label's conformal scores would have been with another scaling.
-
-    Of a question with two labels the score gives the logits back. Of more it does not, and the scores stay.
-
-    Args:
-        scores: (n,) 1 - probability of the label, with the scaling `before`.
-        label: Position of the label.
-        question: The question.
-        before: Scaling that the scores were made with.
-        after: Scaling that they are wanted for.
-    """
-    if question.kind is not Kind.BINARY:
-        return scores
-    sign = 1 if label else -1  # logits are of yes against no
-    share = np.clip(1 - scores, _LEAST, 1 - _LEAST)
-    difference = before.temperature * (sign * np.log(share / (1 - share)) - _lean(before))
-    return np.asarray(1 / (1 + np.exp(sign * (difference / after.temperature + _lean(after)))))
-
-
-def _lean(scaling: Scaling) -> float:
-    return scaling.bias[1] - scaling.bias[0] if scaling.bias else 0.0
 
 
 def require_change(tasks: Sequence[RecalibratedTask], site: str) -> None:
@@ -270,20 +253,14 @@ def bump_version(version: str) -> str:
 def _say_limits(card: HeadCard, tasks: Sequence[RecalibratedTask], site: str) -> tuple[str, ...]:
     fitted = [task for task in tasks if task.fitted.is_changed]
     names = ", ".join(f"{task.question.id} ({task.fitted.cases} cases)" for task in fitted)
-    said = [
+    return (
         f"Recalibrated for {site} from {card.id} {card.version}: {names}. For slides of that site only; network and "
         "strangeness are unchanged.",
         "All figures of its tasks on this card were measured before the recalibration.",
         f"Which labels cannot be excluded rests on the cases it was made with and those of {site} together: 90 % "
         "coverage is promised on average over all these sites, not for one alone.",
         "It must not be evaluated on the cases it was recalibrated with.",
-    ]
-    if any(task.question.kind is not Kind.BINARY for task in fitted):
-        said.append(
-            "Of questions with more than two labels, scores of the cases it was made with come from the old scaling: "
-            "their coverage is approximate."
-        )
-    return tuple(said)
+    )
 
 
 def _as_metrics(
