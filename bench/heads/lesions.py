@@ -250,9 +250,7 @@ def learn(split: Split, packaged: Reference) -> dict[str, Judge]:
     judges[INSTANCE] = learn_tiles(split.train)
     means = np.stack([average(bag) for bag in bags])
     for name, judge in POOLED.items():
-        judges[name] = lambda v, judge=judge: Judged(
-            float(judge(QUESTION, means, labels, average(v)[None])[0, 0]), {}
-        )
+        judges[name] = lambda v, judge=judge: Judged(float(judge(QUESTION, means, labels, average(v)[None])[0, 0]), {})
     judges[PACKAGED] = judge_novelty(packaged.mean, packaged.whitening)
     judges[OWN] = judge_novelty(*fit_cloud(np.concatenate(split.train.background)))
     return judges

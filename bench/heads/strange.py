@@ -56,7 +56,7 @@ WITHOUT_SCALE = ("empty glass", "pen on glass", "random noise", "blurred, Ïƒ 2 Â
 PICTURES = ("chelsea", "coffee", "astronaut", "rocket", "brick", "grass", "gravel", "coins", "retina", "ihc")
 DOUBTFUL_FACTOR = 1.6  # as slideway.pipeline.opinions
 OVERVIEW_MPP = 8.0
-WINDOWS, REFERENCES = 200, 60
+WINDOWS, REFERENCES = 200, 40
 
 
 @dataclass(frozen=True)

@@ -106,9 +106,7 @@ def judge_by_ours(questions: Any, known: list[Array], labels: dict[str, Array], 
     return {task: log[:, 1] - log[:, 0] for task, log in joined.items()}
 
 
-def judge_alone(
-    sample: Sample, known: list[Array], labels: dict[str, Array], asked: list[Array]
-) -> dict[str, Array]:
+def judge_alone(sample: Sample, known: list[Array], labels: dict[str, Array], asked: list[Array]) -> dict[str, Array]:
     """Each question learnt alone and from all bags: what hierarchy and shared layers add, or cost."""
     return {q.id: judge_by_ours((q,), known, {q.id: labels[q.id]}, asked)[q.id] for q in sample.questions}
 

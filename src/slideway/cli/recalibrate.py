@@ -15,9 +15,7 @@ from slideway.core.errors import WrongUseError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from slideway.learning.cohort import Cohort
     from slideway.learning.recalibrate import RecalibratedTask
-    from slideway.registry.head_records import HeadCard
 
 EXTRAS = ("torch", "sklearn", "threadpoolctl")
 
@@ -82,7 +80,7 @@ def command(
         )
     labels = {question.id: match_labels(cohort, question) for question in questions}
     site_name, _ = work_on.choose_site(cohort.values("site"), site, cohort_file.stem)
-    bags = _gather_bags(cohort, card, work or out / "bags")
+    bags = collect_bags(cohort, encoder=card.input.encoder_id, work=work or out / "bags")
     whole = gather_labelled(cohort, questions, labels, bags)
     sample = whole.select(work_on.choose_site(whole.facts["site"], site, cohort_file.stem)[1])
     require_bag_fits(card, sample.bag(0))  # before anything is compared with its vectors (invariant I7)
@@ -108,16 +106,6 @@ def command(
     else:
         click.echo(_in_words(tasks, new_id, folder))
     return 0
-
-
-def _gather_bags(cohort: Cohort, card: HeadCard, work: Path) -> tuple[Path, ...]:
-    """Bag of each slide; the head's encoder is needed only where a slide is still to be read."""
-    from slideway.cli.cohort_bags import collect_bags
-
-    held = tuple(row.bag_path for row in cohort.rows if row.bag_path is not None)
-    if len(held) == len(cohort.rows):
-        return held
-    return collect_bags(cohort, encoder=card.input.encoder_id, work=work)
 
 
 def _in_words(tasks: Sequence[RecalibratedTask], new_id: str, folder: Path) -> str:
