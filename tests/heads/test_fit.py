@@ -23,7 +23,7 @@ from slideway.testing.heads import TOY_QUESTIONS, make_toy_head  # noqa: E402
 LESION = TaskQuestion("malignant", "Malignant?", Kind.BINARY, ("no", "yes"))
 GRADE = TaskQuestion("grade", "Grade", Kind.ORDINAL, ("G1", "G2", "G3"))
 WIDTH, TILES, PLANTED = 16, 40, 3
-SMALL = Training(rank=16, hidden=16, attention=8, epochs=40, batch=8, rate=5e-3, dropout=0.1, seeds=(0,))
+SMALL = Training(least_steps=1, rank=16, hidden=16, attention=8, epochs=40, batch=8, rate=5e-3, dropout=0.1, seeds=(0,))
 
 
 def make_bags(cases, *, strength=6.0, seed=0, tiles=TILES):
@@ -117,7 +117,7 @@ def test_training_leaves_torch_as_it_was():
     torch.manual_seed(5)
     threads = torch.get_num_threads()
     bags, labels, _ = make_bags(4)
-    fit_abmil(bags, {"malignant": labels}, (LESION,), Training(epochs=1, seeds=(0,)))
+    fit_abmil(bags, {"malignant": labels}, (LESION,), Training(least_steps=1, epochs=1, seeds=(0,)))
     assert torch.equal(torch.rand(3), expected)
     assert torch.get_num_threads() == threads
 
@@ -125,7 +125,7 @@ def test_training_leaves_torch_as_it_was():
 def test_several_seeds_are_averaged_and_told():
     bags, labels, _ = make_bags(4)
     told = []
-    training = Training(rank=4, hidden=4, attention=4, epochs=1, seeds=(4, 5))
+    training = Training(least_steps=1, rank=4, hidden=4, attention=4, epochs=1, seeds=(4, 5))
     both = fit_abmil(bags, {"malignant": labels}, (LESION,), training, tell=lambda done, of: told.append((done, of)))
     assert told == [(1, 2), (2, 2)]
     singly = [score_bag(type(both)(both.projection, (m,), both.questions), bags[0]) for m in both.members]
@@ -222,7 +222,7 @@ def test_vectors_that_are_not_finite_do_not_poison_the_training():
 def test_weights_of_a_sampled_bag_count_in_training():
     """What stands for much tissue is drawn no more often, but pools with its weight."""
     bags, labels, _ = make_bags(8)
-    training = Training(rank=8, hidden=8, attention=4, epochs=3, seeds=(0,))
+    training = Training(least_steps=1, rank=8, hidden=8, attention=4, epochs=3, seeds=(0,))
     plain = fit_abmil(bags, {"malignant": labels}, (LESION,), training)
     ones = [np.ones(TILES, np.float32)] * 8
     heavy = [np.r_[np.full(5, 30), np.ones(TILES - 5)].astype(np.float32)] * 8
@@ -247,7 +247,9 @@ def test_drawn_tiles_bring_their_own_weights_and_small_bags_are_taken_whole():
 def test_bags_of_one_tile_and_of_many_train_together():
     bags, labels, _ = make_bags(6)
     bags[0], bags[3] = bags[0][:1], np.concatenate([bags[3]] * 5)
-    abmil = fit_abmil(bags, {"malignant": labels}, (LESION,), Training(epochs=2, seeds=(0,), kept=50, tiles=16))
+    abmil = fit_abmil(
+        bags, {"malignant": labels}, (LESION,), Training(least_steps=1, epochs=2, seeds=(0,), kept=50, tiles=16)
+    )
     assert np.isfinite(score_bag(abmil, bags[0]).logits["malignant"]).all()
 
 
@@ -259,3 +261,16 @@ def test_empty_bag_missing_labels_and_bags_without_a_number_are_refused():
         fit_abmil(bags, {"malignant": np.full(4, UNKNOWN)}, (LESION,), SMALL)
     with pytest.raises(ValueError, match="no tile's vector is finite"):
         fit_abmil([bag * np.nan for bag in bags], {"malignant": labels}, (LESION,), SMALL)
+
+
+def test_a_small_cohort_is_trained_for_as_many_steps_as_it_needs():
+    bags = [np.random.default_rng(i).normal(size=(6, 4)).astype(np.float32) for i in range(4)]
+    labels = np.array([0, 1, 0, 1])
+    few = Training(rank=4, hidden=4, attention=4, epochs=1, seeds=(0,), least_steps=1)
+    heads = [
+        fit_abmil(bags, {"malignant": labels}, (LESION,), Training(**{**few.__dict__, "least_steps": steps}))
+        for steps in (1, 1, 60)
+    ]
+    once, again, longer = (head.members[0].score for head in heads)
+    assert np.array_equal(once, again)
+    assert np.abs(longer - once).max() > 1e-3

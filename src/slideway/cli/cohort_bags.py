@@ -11,6 +11,7 @@ from slideway.encoders import Encoder, load_encoder
 from slideway.learning.cohort import BAG, Cohort, CohortRow, SlideKind
 from slideway.pipeline.folder import read_slides
 from slideway.pipeline.machine import count_cores
+from slideway.pipeline.output import distinct_folder_names, folder_name
 from slideway.pipeline.tile_archive import encode_tile_archive
 from slideway.registry.card import ModelCard
 from slideway.registry.store import find_encoder, list_encoders
@@ -25,6 +26,7 @@ def collect_bags(cohort: Cohort, *, encoder: str, work: Path) -> tuple[Path, ...
     if all(row.bag_path is not None for row in cohort.rows):
         return tuple(row.bag_path for row in cohort.rows if row.bag_path is not None)  # nothing to read: no encoder
     card = _choose_encoder(cohort, encoder)
+    places = _choose_places(cohort, work)
     paths: list[Path] = []
     with Terminal() as terminal:
         loaded: Encoder | None = None
@@ -38,11 +40,19 @@ def collect_bags(cohort: Cohort, *, encoder: str, work: Path) -> tuple[Path, ...
                 assert row.mpp is not None
                 terminal.on_step("encode")
                 paths.append(
-                    encode_tile_archive(row.path, mpp=row.mpp, encoder=loaded, out=work, threads=count_cores())
+                    encode_tile_archive(
+                        row.path, mpp=row.mpp, encoder=loaded, out=places[row.path], threads=count_cores()
+                    )
                 )
             else:
-                paths.append(_read(row, card, work, terminal))
+                paths.append(_read(row, card, places[row.path], terminal))
     return tuple(paths)
+
+
+def _choose_places(cohort: Cohort, work: Path) -> dict[Path, Path]:
+    """Where each slide that is not read yet is read into; two files of one name get a folder of their own."""
+    names = distinct_folder_names([row.path for row in cohort.rows if row.bag_path is None])
+    return {path: work if name == folder_name(path) else work / name for path, name in names.items()}
 
 
 def _choose_encoder(cohort: Cohort, encoder: str) -> ModelCard:

@@ -61,6 +61,7 @@ def command(
 
     for name in EXTRAS:
         require_library(name, "recalibrating a head")
+    from slideway.cli.cohort_bags import collect_bags
     from slideway.heads.head import load_head, require_bag_fits
     from slideway.learning import recalibrate as work_on
     from slideway.learning.cohort import read_cohort

@@ -36,7 +36,8 @@ class Training:
         rank: Width of the input layer's output.
         hidden: Width of the hidden layer.
         attention: Width of the attention branch.
-        epochs: Passes over all bags.
+        epochs: Passes over all bags; more where there are so few bags that they would be fewer than `least_steps`.
+        least_steps: Steps of the optimiser, at least: a cohort of fifty cases makes two an epoch.
         batch: Bags a step.
         tiles: Tiles of a bag that are drawn for one step, at most.
         kept: Tiles of a bag that are used at all, evenly spaced, at most: memory then grows with slides alone.
@@ -51,6 +52,7 @@ class Training:
     hidden: int = 48
     attention: int = 24
     epochs: int = 40
+    least_steps: int = 200
     batch: int = 32
     tiles: int = 256
     kept: int = 4_096
@@ -168,12 +170,14 @@ class _Network:
     def train_on(self, projected: Sequence[LoggedTiles], labels: Labels, random: np.random.Generator) -> None:
         training = self.training
         optimiser = torch.optim.AdamW(self.layers.parameters(), training.rate, weight_decay=training.decay)
-        steps = training.epochs * -(-len(projected) // training.batch)
+        each = -(-len(projected) // training.batch)
+        epochs = max(training.epochs, -(-training.least_steps // each))
+        steps = epochs * each
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, training.rate, total_steps=max(steps, 2))
         weights = {q.id: _balance(labels[q.id], len(q.labels)) for q in self.questions}
         self.layers.train()
         self.drop.train()
-        for _ in range(training.epochs):
+        for _ in range(epochs):
             order = random.permutation(len(projected))
             for start in range(0, len(order), training.batch):
                 picked = order[start : start + training.batch]

@@ -97,7 +97,7 @@ def train_tile_head(
         "tasks": [figures],
     }
     head = _fit_all(vectors, labels, question, logits[TILE_SCORE], folds)
-    save_head(folder / HEAD_FILE, head)
+    save_head(folder / HEAD_FILE, head, encoder_fingerprint=encoder.fingerprint)
     (folder / LICENCE_FILE).write_text(plan.licence[2], encoding="utf-8")
     card = describe_head(folder, plan, encoder, head, (question,), evaluation)
     write_head_card(card)

@@ -434,8 +434,9 @@ def _say_network(head: Head, plan: Plan) -> str:
     rank = head.network.projection.axes.shape[1]
     if isinstance(head.network, InstanceScorer):
         return f"Class-balanced logistic regression of single tiles on {rank} axes"
-    seeds, epochs = len(plan.training.seeds), plan.training.epochs
-    return f"Gated attention, {seeds} networks averaged, {epochs} epochs; input layer of rank {rank}"
+    training = plan.training
+    effort = f"{training.epochs} epochs and at least {training.least_steps} steps each"
+    return f"Gated attention, {len(training.seeds)} networks averaged, {effort}; input layer of rank {rank}"
 
 
 def say_why_off(evidence: TaskEvidence) -> str:
