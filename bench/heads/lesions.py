@@ -68,7 +68,7 @@ MIXED_SLIDES = ("insidious-lymph-node-metastasis", "PDAC-benign-vs-malignant", "
 REFERENCES = Path(__file__).parents[2] / "src/slideway/heads/references"
 HEADS = {
     "ABMIL, trained on bags as shipped": Training(),
-    "ABMIL, 200 passes instead of 40": Training(epochs=200),
+    "ABMIL, 200 passes": Training(epochs=200),
 }
 INSTANCE, PACKAGED, OWN = "instance head, trained on tiles", "novelty, packaged reference", "novelty, from background"
 POOLED = {"mean-pool + logistic regression": judge_by_mean, "nearest cases": judge_by_neighbours}

@@ -14,6 +14,7 @@ import pytest
 from slideway.cli.main import cli, main
 from slideway.encoders.slots import list_slots
 from slideway.registry import DEFAULT_ENCODER, ModelCard
+from slideway.registry.heads import list_heads
 from slideway.testing.encoders import ToyGraph, make_toy_onnx, write_toy_encoder
 
 
@@ -143,7 +144,9 @@ def test_changed_model_is_refused_by_verify_and_all_others_are_still_verified(no
     golden.write_bytes(golden.read_bytes()[:-1] + b"\0")
     rows = node.json("verify", "--all", expect=2)["verified"]
     refused = {row["id"]: bool(row["refused"]) for row in rows}
-    assert refused == {DEFAULT_ENCODER: False, "toy": True, "broken": True}
+    heads = {card.id: False for card in list_heads()}
+    assert heads
+    assert refused == {DEFAULT_ENCODER: False, "toy": True, "broken": True, **heads}
     assert "refused" in node.run("verify", "toy", expect=2)
     assert "schema" in node.run("list")
 
