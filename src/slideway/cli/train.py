@@ -36,7 +36,7 @@ EXTRAS = ("torch", "sklearn", "matplotlib", "threadpoolctl")
     type=click.IntRange(1, 1000),
     default=40,
     show_default=True,
-    help="Passes over all slides; more where they make fewer than 200 steps.",
+    help="Passes over all slides; more where they make fewer than 600 steps.",
 )
 @click.option("--stain", default="H&E", show_default=True, help="Stain of the cohort.")
 @click.option("--site", "sites", multiple=True, metavar="ID",

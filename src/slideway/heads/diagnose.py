@@ -62,7 +62,7 @@ def form_opinion(
         bag: The slide's bag; an empty one is not readable.
         facts: What else is known of the slide.
         policy: How sure to be; None takes the usual.
-        explain: Also say what speaks for and against; it costs as much again as the answer.
+        explain: Also say what speaks for and against; it costs several times the answer (docs/hard.md).
 
     Raises:
         FingerprintMismatchError: The head learnt from another encoder's bags.

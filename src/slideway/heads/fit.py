@@ -37,9 +37,9 @@ class Training:
         hidden: Width of the hidden layer.
         attention: Width of the attention branch.
         epochs: Passes over all bags; more where there are so few bags that they would be fewer than `least_steps`.
-        least_steps: Steps of the optimiser, at least: a cohort of twenty cases makes three an epoch.
-        batch: Bags a step; small, for a lesion of a few tiles is found by many steps, not by many bags a step
-            (docs/hard.md).
+        least_steps: Steps of the optimiser, at least: 120 do not find a lesion of 1 % of the tiles, 600
+            do (docs/hard.md).
+        batch: Bags a step.
         tiles: Tiles of a bag that are drawn for one step, at most.
         kept: Tiles of a bag that are used at all, evenly spaced, at most: memory then grows with slides alone.
         rate: Learning rate of AdamW.
@@ -53,8 +53,8 @@ class Training:
     hidden: int = 48
     attention: int = 24
     epochs: int = 40
-    least_steps: int = 200
-    batch: int = 8
+    least_steps: int = 600
+    batch: int = 32
     tiles: int = 256
     kept: int = 4_096
     rate: float = 2e-3
