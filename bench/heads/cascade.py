@@ -377,7 +377,7 @@ def main() -> None:
     report_time(atlas, encoders)
     del encoders
     # Pinned, so that the table can be made again when the defaults change.
-    training = Training(epochs=40, batch=32, least_steps=1, seeds=tuple(range(options.seeds)))
+    training = Training(more_steps=(), epochs=40, batch=32, seeds=tuple(range(options.seeds)))
     sample = samples[EDGE]
     told: dict[int, Told] = {}
     context = multiprocessing.get_context("spawn")

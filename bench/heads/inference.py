@@ -54,7 +54,10 @@ def make_head(sample: Sample, members: int) -> Head:
     """A head as it ships, but for its training, which is cut short."""
     bags = [sample.bag(i) for i in range(len(sample))]
     network = fit_abmil(
-        [bag.vectors for bag in bags], sample.labels, sample.questions, Training(seeds=tuple(range(members)), epochs=2)
+        [bag.vectors for bag in bags],
+        sample.labels,
+        sample.questions,
+        Training(seeds=tuple(range(members)), epochs=2, more_steps=()),
     )
     own = [score_tiles_together(network, network.projection(bag.vectors)) for bag in bags]
     logits = {q.id: np.stack([scores.logits[q.id] for scores in own]) for q in sample.questions}

@@ -68,8 +68,8 @@ MIXED_SLIDES = ("insidious-lymph-node-metastasis", "PDAC-benign-vs-malignant", "
 REFERENCES = Path(__file__).parents[2] / "src/slideway/heads/references"
 # Pinned, so that tables can be made again when the defaults change: 120 and 600 steps.
 HEADS = {
-    "ABMIL, 40 passes of 32 bags": Training(epochs=40, batch=32, least_steps=1),
-    "ABMIL, 200 passes of 32 bags": Training(epochs=200, batch=32),
+    "ABMIL, 40 passes of 32 bags": Training(more_steps=(), epochs=40, batch=32),
+    "ABMIL, 200 passes of 32 bags": Training(more_steps=(), epochs=200, batch=32),
 }
 INSTANCE, PACKAGED, OWN = "instance head, trained on tiles", "novelty, packaged reference", "novelty, from background"
 POOLED = {"mean-pool + logistic regression": judge_by_mean, "nearest cases": judge_by_neighbours}

@@ -6,6 +6,7 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from slideway.core.opinion import Kind, TaskQuestion  # noqa: E402
+from slideway.heads import fit  # noqa: E402
 from slideway.heads.abmil import score_bag, score_tiles_together, to_probabilities  # noqa: E402
 from slideway.heads.fit import (  # noqa: E402
     UNKNOWN,
@@ -14,6 +15,7 @@ from slideway.heads.fit import (  # noqa: E402
     _draw,
     _loss,
     _Network,
+    choose_steps,
     fit_abmil,
     mask_children,
 )
@@ -23,7 +25,7 @@ from slideway.testing.heads import TOY_QUESTIONS, make_toy_head  # noqa: E402
 LESION = TaskQuestion("malignant", "Malignant?", Kind.BINARY, ("no", "yes"))
 GRADE = TaskQuestion("grade", "Grade", Kind.ORDINAL, ("G1", "G2", "G3"))
 WIDTH, TILES, PLANTED = 16, 40, 3
-SMALL = Training(least_steps=1, rank=16, hidden=16, attention=8, epochs=40, batch=8, rate=5e-3, dropout=0.1, seeds=(0,))
+SMALL = Training(more_steps=(), rank=16, hidden=16, attention=8, epochs=40, batch=8, rate=5e-3, dropout=0.1, seeds=(0,))
 
 
 def make_bags(cases, *, strength=6.0, seed=0, tiles=TILES):
@@ -117,7 +119,7 @@ def test_training_leaves_torch_as_it_was():
     torch.manual_seed(5)
     threads = torch.get_num_threads()
     bags, labels, _ = make_bags(4)
-    fit_abmil(bags, {"malignant": labels}, (LESION,), Training(least_steps=1, epochs=1, seeds=(0,)))
+    fit_abmil(bags, {"malignant": labels}, (LESION,), Training(more_steps=(), epochs=1, seeds=(0,)))
     assert torch.equal(torch.rand(3), expected)
     assert torch.get_num_threads() == threads
 
@@ -125,7 +127,7 @@ def test_training_leaves_torch_as_it_was():
 def test_several_seeds_are_averaged_and_told():
     bags, labels, _ = make_bags(4)
     told = []
-    training = Training(least_steps=1, rank=4, hidden=4, attention=4, epochs=1, seeds=(4, 5))
+    training = Training(more_steps=(), rank=4, hidden=4, attention=4, epochs=1, seeds=(4, 5))
     both = fit_abmil(bags, {"malignant": labels}, (LESION,), training, tell=lambda done, of: told.append((done, of)))
     assert told == [(1, 2), (2, 2)]
     singly = [score_bag(type(both)(both.projection, (m,), both.questions), bags[0]) for m in both.members]
@@ -222,7 +224,7 @@ def test_vectors_that_are_not_finite_do_not_poison_the_training():
 def test_weights_of_a_sampled_bag_count_in_training():
     """What stands for much tissue is drawn no more often, but pools with its weight."""
     bags, labels, _ = make_bags(8)
-    training = Training(least_steps=1, rank=8, hidden=8, attention=4, epochs=3, seeds=(0,))
+    training = Training(more_steps=(), rank=8, hidden=8, attention=4, epochs=3, seeds=(0,))
     plain = fit_abmil(bags, {"malignant": labels}, (LESION,), training)
     ones = [np.ones(TILES, np.float32)] * 8
     heavy = [np.r_[np.full(5, 30), np.ones(TILES - 5)].astype(np.float32)] * 8
@@ -248,7 +250,7 @@ def test_bags_of_one_tile_and_of_many_train_together():
     bags, labels, _ = make_bags(6)
     bags[0], bags[3] = bags[0][:1], np.concatenate([bags[3]] * 5)
     abmil = fit_abmil(
-        bags, {"malignant": labels}, (LESION,), Training(least_steps=1, epochs=2, seeds=(0,), kept=50, tiles=16)
+        bags, {"malignant": labels}, (LESION,), Training(more_steps=(), epochs=2, seeds=(0,), kept=50, tiles=16)
     )
     assert np.isfinite(score_bag(abmil, bags[0]).logits["malignant"]).all()
 
@@ -263,14 +265,45 @@ def test_empty_bag_missing_labels_and_bags_without_a_number_are_refused():
         fit_abmil([bag * np.nan for bag in bags], {"malignant": labels}, (LESION,), SMALL)
 
 
-def test_a_small_cohort_is_trained_for_as_many_steps_as_it_needs():
-    bags = [np.random.default_rng(i).normal(size=(6, 4)).astype(np.float32) for i in range(4)]
-    labels = np.array([0, 1, 0, 1])
-    few = Training(rank=4, hidden=4, attention=4, epochs=1, seeds=(0,), least_steps=1)
-    heads = [
-        fit_abmil(bags, {"malignant": labels}, (LESION,), Training(**{**few.__dict__, "least_steps": steps}))
-        for steps in (1, 1, 60)
-    ]
-    once, again, longer = (head.members[0].score for head in heads)
-    assert np.array_equal(once, again)
-    assert np.abs(longer - once).max() > 1e-3
+def make_needles(count: int, *, planted: int, seed: int = 0):
+    """Bags of noise; every other one has planted tiles in one direction."""
+    random = np.random.default_rng(seed)
+    bags, labels = [], np.arange(count) % 2
+    for label in labels:
+        bag = random.normal(size=(60, 8)).astype(np.float32)
+        bag[:planted, 0] += 6.0 * label
+        bags.append(bag)
+    return bags, labels.astype(np.int64)
+
+
+def choose(bags, labels, training, groups=None):
+    ready = [(bag, np.zeros(len(bag), np.float32)) for bag in bags]
+    names = groups or [str(i) for i in range(len(bags))]
+    return choose_steps(ready, {"malignant": labels}, (LESION,), training, names)
+
+
+def test_a_needle_asks_for_more_steps_and_labels_of_chance_for_the_fewest():
+    training = Training(rank=8, hidden=12, attention=6, epochs=10, more_steps=(400,), batch=8, seeds=(0,))
+    bags, labels = make_needles(24, planted=3)
+    assert choose(bags, labels, training) == 400
+    assert choose(bags, np.random.default_rng(1).permutation(labels), training) == 30
+
+
+def test_no_more_steps_are_tried_where_there_are_none_or_where_a_label_would_be_missing():
+    bags, labels = make_needles(12, planted=3)
+    fixed = Training(rank=8, hidden=4, attention=4, epochs=3, more_steps=(), batch=4, seeds=(0,))
+    assert choose(bags, labels, fixed) == 9
+    rare = np.array([1] + [0] * 11)
+    assert choose(bags, rare, Training(**{**fixed.__dict__, "more_steps": (50,)})) == 9
+
+
+def test_cases_are_kept_together_when_steps_are_chosen(monkeypatch):
+    bags, labels = make_needles(12, planted=3)
+    cases = [str(i // 2) for i in range(12)]
+    labels = (np.arange(12) // 2 % 2).astype(np.int64)
+    sizes = []
+    monkeypatch.setattr(fit._Network, "judge", lambda self, asked, own: sizes.append(len(asked)) or 0.0)
+    training = Training(rank=8, hidden=4, attention=4, epochs=1, more_steps=(5,), batch=4, seeds=(0,))
+    choose(bags, labels, training, cases)
+    assert all(size % 2 == 0 for size in sizes)
+    assert len(sizes) == 6

@@ -21,7 +21,7 @@ from slideway.learning.sample import Sample, gather_sample
 from slideway.learning.splits import Fold, case_folds, leave_one_case_out
 from slideway.testing.heads import TOY_QUESTIONS, make_toy_bag, write_toy_bag, write_toy_cohort
 
-TINY = Training(least_steps=1, rank=8, hidden=12, attention=6, epochs=30, batch=8, rate=1e-2, dropout=0.1, seeds=(0,))
+TINY = Training(more_steps=(), rank=8, hidden=12, attention=6, epochs=30, batch=8, rate=1e-2, dropout=0.1, seeds=(0,))
 LESION = TaskQuestion("malignant", "Malignant?", Kind.BINARY, ("no", "yes"))
 ORGAN = TOY_QUESTIONS[3]
 GRADE = replace(TOY_QUESTIONS[2], parent="")

@@ -26,7 +26,7 @@ from slideway.registry.head_card import read_head_card
 from slideway.registry.head_records import Bounds
 from slideway.testing.heads import make_toy_bag, make_toy_evidence, write_toy_bag, write_toy_cohort
 
-TINY = Training(least_steps=1, rank=8, hidden=12, attention=6, epochs=20, batch=8, rate=1e-2, dropout=0.1, seeds=(0,))
+TINY = Training(more_steps=(), rank=8, hidden=12, attention=6, epochs=20, batch=8, rate=1e-2, dropout=0.1, seeds=(0,))
 PLAN = Plan("toy", "Toy", training=TINY, split=CASE_FOLDS, curve=False, min_tiles=5)
 FAST = replace(PLAN, training=replace(TINY, epochs=1))
 

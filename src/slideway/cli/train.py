@@ -31,13 +31,8 @@ EXTRAS = ("torch", "sklearn", "matplotlib", "threadpoolctl")
               help="How unseen cases are kept apart.  [default: the cohort's own fold column; else one case at a time "
                    "up to 60 cases, five folds beyond]")  # fmt: skip
 @click.option("--seeds", type=click.IntRange(1, 20), default=3, show_default=True, help="Networks that are averaged.")
-@click.option(
-    "--epochs",
-    type=click.IntRange(1, 1000),
-    default=40,
-    show_default=True,
-    help="Passes over all slides; more where they make fewer than 600 steps.",
-)
+@click.option("--epochs", type=click.IntRange(1, 1000),
+              help="Passes over all slides.  [default: 40, or up to 600 steps if held-out cases ask]")  # fmt: skip
 @click.option("--stain", default="H&E", show_default=True, help="Stain of the cohort.")
 @click.option("--site", "sites", multiple=True, metavar="ID",
               help="Where in the body the cohort comes from, e.g. lung (slideway coverage); repeatable. The head then "

@@ -38,7 +38,9 @@ def make_plan(head_id: str, settings: dict[str, Any], slides: int) -> Plan:
     from slideway.learning.train import Plan
     from slideway.pipeline.machine import count_cores
 
-    training = Training(seeds=tuple(range(settings["seeds"])), epochs=settings["epochs"])
+    training = Training(seeds=tuple(range(settings["seeds"])))
+    if settings["epochs"] is not None:
+        training = replace(training, epochs=settings["epochs"], more_steps=())
     limits = ("The cohort was accepted although something else than tissue tells a label.",)
     return Plan(
         head_id=head_id,

@@ -91,7 +91,9 @@ def _judge_fold(sample: Sample, means: NDArray[np.float64], fold: Fold, training
     known = sample.select(fold.train)
     bags = [known.bag(i) for i in range(len(known))]
     weights = [bag.weights for bag in bags]
-    abmil = fit_abmil([bag.vectors for bag in bags], known.labels, sample.questions, training, weights=weights)
+    abmil = fit_abmil(
+        [bag.vectors for bag in bags], known.labels, sample.questions, training, weights=weights, groups=known.cases
+    )
     typicality = _fit_typicality([abmil.projection(bag.vectors) for bag in bags], known.cases)
     logits: dict[str, dict[str, NDArray[Any]]] = {method: {} for method in METHODS}
     p_value, strangeness, own = [], [], []

@@ -331,6 +331,7 @@ def _fit_all(sample: Sample, plan: Plan, held: HeldOut, say: Tell) -> Head:
         sample.questions,
         plan.training,
         weights=[bag.weights for bag in bags],
+        groups=sample.cases,
         tell=lambda done, of: say("training", done, of),
     )
     projected = [network.projection(bag.vectors) for bag in bags]
@@ -435,7 +436,8 @@ def _say_network(head: Head, plan: Plan) -> str:
     if isinstance(head.network, InstanceScorer):
         return f"Class-balanced logistic regression of single tiles on {rank} axes"
     training = plan.training
-    effort = f"{training.epochs} epochs and at least {training.least_steps} steps each"
+    more = " or ".join(str(steps) for steps in training.more_steps)
+    effort = f"{training.epochs} passes" + (f", or {more} steps where held-out cases ask for them" if more else "")
     return f"Gated attention, {len(training.seeds)} networks averaged, {effort}; input layer of rank {rank}"
 
 
