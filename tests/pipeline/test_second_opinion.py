@@ -73,7 +73,9 @@ def at_home(read_once, monkeypatch):
 @pytest.fixture
 def folder(read_once, monkeypatch):
     """The reading, as it was before whatever a test does to it; its stain and scale are not judged anew each time."""
-    monkeypatch.setattr(second_opinion, "gather_facts", lambda opened, survey, quality: SlideFacts(quality, "H&E"))
+    monkeypatch.setattr(
+        second_opinion, "gather_facts", lambda opened, survey, quality, site: SlideFacts(quality, "H&E")
+    )
     held = (read_once / "result.json").read_text(encoding="utf-8")
     yield read_once
     (read_once / "result.json").write_text(held, encoding="utf-8")

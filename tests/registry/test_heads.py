@@ -53,7 +53,8 @@ def other(tmp_path):
 def test_installed_head_is_found_whole_and_nothing_else_of_its_folder_is_taken(source):
     (source.folder / "predictions.csv").write_text("case,label\n", encoding="utf-8")
     card = install_head(source.folder)
-    assert card == replace(source, folder=heads_folder() / "toy-head")
+    assert source.state == "active"
+    assert card == replace(source, folder=heads_folder() / "toy-head", state="candidate")  # a person here decides
     assert find_head("toy-head") == card
     assert list_heads() == (card,)
     assert sorted(path.name for path in card.folder.iterdir()) == ["LICENSE", "card.toml", "head.safetensors"]
@@ -68,7 +69,7 @@ def test_same_head_again_changes_nothing_not_even_what_a_person_decided(source):
     before = find_head("toy-head")
     assert install_head(source.folder) == before
     assert find_head("toy-head") == before
-    assert install_head(source.folder, replace_it=True).state == "active"
+    assert install_head(source.folder, replace_it=True).state == "candidate"
 
 
 def test_same_head_again_mends_a_damaged_one(source):

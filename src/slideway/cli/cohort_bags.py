@@ -71,7 +71,9 @@ def _choose_encoder(cohort: Cohort, encoder: str) -> ModelCard:
 
 
 def _read(row: CohortRow, card: ModelCard, work: Path, terminal: Terminal) -> Path:
-    for outcome in read_slides([row.path], out=work, card=card, progress=terminal, mpp=row.mpp, heads=()):
+    for outcome in read_slides(
+        [row.path], out=work, card=card, progress=terminal, mpp=row.mpp, heads=(), any_heads=True
+    ):
         if outcome.error is not None:
             raise CohortError(
                 f"line {row.line}: {outcome.error} ({outcome.error.code}); mend the slide, or delete the line"

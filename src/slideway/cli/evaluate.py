@@ -48,9 +48,9 @@ def command(
     for name in ("sklearn", "matplotlib"):
         require_library(name, "evaluating a head")
     from slideway.cli.cohort_bags import collect_bags
-    from slideway.heads.head import load_head
+    from slideway.heads.head import load_head, require_bag_fits
     from slideway.learning.cohort import read_cohort
-    from slideway.learning.external import evaluate_head, match_labels, require_unseen
+    from slideway.learning.external import evaluate_head, match_labels, require_judgeable, require_unseen
     from slideway.learning.report import write_evaluation_page, write_predictions
     from slideway.learning.sample import gather_labelled
     from slideway.pipeline.output import OutputFolder
@@ -69,8 +69,13 @@ def command(
     encoder = card.input.encoder_id or DEFAULT_ENCODER
     bags = collect_bags(cohort, encoder=encoder, work=work or out / "bags")
     sample = gather_labelled(cohort, questions, labels, bags)
+    require_judgeable(sample)
+    require_bag_fits(card, sample.bag(0))  # before anything is compared with its vectors (invariant I7)
     require_unseen(head, sample)
-    with Steps() as steps, OutputFolder(out, f"{card.id}-on-{cohort_file.stem}") as output:
+    place = f"{card.id}-on-{cohort_file.stem}"
+    if (out / place).exists() and not (out / place / "evaluation.json").is_file():
+        raise WrongUseError(f"{out / place} is there already and is no evaluation; choose another --out")
+    with Steps() as steps, OutputFolder(out, place) as output:
         evaluation, judged = evaluate_head(card, head, sample, tell=lambda d, of: steps.on_step("judging", d, of))
         text = json.dumps(evaluation, indent=1, ensure_ascii=False)
         (output.path / "evaluation.json").write_text(text + "\n", encoding="utf-8")

@@ -52,7 +52,7 @@ def command(slides: tuple[Path, ...], *, config: Path | None, encoder: str, as_j
 
     On a weak PC, --profile thrifty looks the tissue over coarsely and reads what stands out, what is most cellular,
     some of each kind of tissue and a random share of the rest; the report says so. A slide that was read with another
-    profile or encoder is read again.
+    profile, encoder, site or other heads is read again.
 
     \b
     Examples:

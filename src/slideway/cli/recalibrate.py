@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import shlex
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from slideway.cli.training import name_command, require_free_folder
 from slideway.core.errors import WrongUseError
 
 if TYPE_CHECKING:
@@ -72,6 +71,7 @@ def command(
 
     card = find_head(head_name)
     work_on.require_recalibratable(card, new_id)
+    require_free_folder(out, new_id)
     cohort, head = read_cohort(cohort_file), load_head(card)
     questions = [question for question in head.questions if question.id in cohort.tasks]
     if not questions:
@@ -96,7 +96,7 @@ def command(
             tasks,
             new_id=new_id,
             site=site_name,
-            command=shlex.join(["slideway", *sys.argv[1:]]),
+            command=name_command(),
             cohort_sha256=cohort.sha256,
         )
         folder = output.commit()

@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from slideway.cli.progress import Steps
-from slideway.cli.training import bind_to_sites, make_id, make_plan, say_evaluation
+from slideway.cli.training import bind_to_sites, make_id, make_plan, require_free_folder, say_evaluation
 from slideway.core.errors import WrongUseError
 from slideway.registry.store import DEFAULT_ENCODER
 
@@ -108,8 +108,10 @@ def _train_on_slides(tasks: tuple[str, ...], cohort_file: Path, settings: dict[s
     for note in (*cohort.notes, *note_tasks(cohort, questions)):
         click.echo(f"note: {note}", err=True)
     head_id = settings["head_id"] or make_id(cohort_file, [question.id for question in questions])
+    work = settings["work"] or settings["out"] / "bags"
+    require_free_folder(settings["out"], head_id, beside=(work, *(row.path for row in cohort.rows)))
     plan = make_plan(head_id, settings, len(cohort.rows))
-    bags = collect_bags(cohort, encoder=settings["encoder"], work=settings["work"] or settings["out"] / "bags")
+    bags = collect_bags(cohort, encoder=settings["encoder"], work=work)
     names = [row.name for row in cohort.rows]
     require_no_leaks(find_leaks([read_bag(path) for path in bags], cohort.cases), names, cohort.cases)
     sample = gather_sample(cohort, questions, bags)

@@ -10,12 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from slideway.cli.progress import Steps
-from slideway.cli.training import bind_to_sites, make_id, make_plan
+from slideway.cli.training import bind_to_sites, make_id, make_plan, require_free_folder
 from slideway.core.errors import WrongUseError
 from slideway.encoders import Encoder, load_encoder
 from slideway.learning.questions import note_tasks, select_tasks
 from slideway.learning.report import write_evaluation_page, write_predictions
-from slideway.learning.tile_heads import train_tile_head
+from slideway.learning.tile_heads import require_learnable_tiles, train_tile_head
 from slideway.learning.tile_table import TileReader, TileTable, read_tile_table
 from slideway.learning.train import EncoderFacts
 from slideway.pipeline.machine import count_cores
@@ -35,6 +35,8 @@ def train_on_tiles(tasks: tuple[str, ...], file: Path, settings: dict[str, Any])
     for note in (*table.notes, *note_tasks(table, questions)):
         click.echo(f"note: {note}", err=True)
     head_id = settings["head_id"] or make_id(file, [question.id for question in questions])
+    require_free_folder(settings["out"], head_id, beside=(file,))
+    require_learnable_tiles(table, questions[0])
     plan = make_plan(head_id, settings, 1)
     encoder = load_encoder(find_encoder(settings["encoder"]), threads=count_cores())
     card = encoder.card

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 import sys
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from slideway.core.catalogue import load_catalogue
+from slideway.core.errors import WrongUseError
 from slideway.core.opinion import TaskQuestion
+from slideway.registry.head_card import HEAD_ID, is_head_folder
 
 if TYPE_CHECKING:
     from slideway.learning.train import Plan
@@ -32,6 +36,37 @@ def bind_to_sites(questions: tuple[TaskQuestion, ...], settings: dict[str, Any])
     return tuple(replace(question, sites=sites) for question in questions)
 
 
+def require_free_folder(out: Path, name: str, *, beside: Iterable[Path] = ()) -> None:
+    """Refuse, before any work, a name under which something else than a head lies: it would be replaced.
+
+    Args:
+        out: Parent of the head's folder.
+        name: The head's id.
+        beside: Bags and slides that the folder must not hold.
+
+    Raises:
+        WrongUseError: The id is none, or something else has the place.
+    """
+    if not re.fullmatch(HEAD_ID, name):
+        raise WrongUseError(f"{name!r} cannot be an id: small letters, digits, dots, - and _, at most 64; choose --id")
+    folder = out / name
+    if folder.exists() and not is_head_folder(folder):
+        raise WrongUseError(f"{folder} is there already and is no head; choose another --id or --out")
+    place = folder.resolve()
+    if any(place in (other.resolve(), *other.resolve().parents) for other in beside):
+        raise WrongUseError(f"{folder} would take the place of what the head is made of; choose another --id or --out")
+
+
+def name_command() -> str:
+    """The command of this run for a card that travels: of paths only the last part, for folders name patients."""
+    return shlex.join(["slideway", *(_shorten(word) for word in sys.argv[1:])])
+
+
+def _shorten(word: str) -> str:
+    option, equals, value = word.partition("=") if word.startswith("--") else ("", "", word)
+    return option + equals + re.split(r"[/\\]", value.rstrip("/\\"))[-1]
+
+
 def make_plan(head_id: str, settings: dict[str, Any], slides: int) -> Plan:
     """How the head is made, from the command's options."""
     from slideway.heads.fit import Training
@@ -50,7 +85,7 @@ def make_plan(head_id: str, settings: dict[str, Any], slides: int) -> Plan:
         stain=settings["stain"],
         curve=not settings["no_curve"],
         processes=min(count_cores(), slides),
-        command=shlex.join(["slideway", *sys.argv[1:]]),
+        command=name_command(),
         limits=limits if settings["allow_confounded"] else (),
     )
 

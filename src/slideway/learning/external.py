@@ -51,6 +51,18 @@ def match_labels(cohort: Cohort, question: TaskQuestion) -> np.ndarray[Any, np.d
     return labels
 
 
+def require_judgeable(sample: Sample) -> None:
+    """Refuse a cohort in which a task shows one label only: nothing can be measured on it.
+
+    Raises:
+        CohortError: It does.
+    """
+    for question in sample.questions:
+        labels = sample.labels[question.id]
+        if len(set(labels[labels != UNKNOWN].tolist())) < 2:
+            raise CohortError(f"{question.id}: the cohort shows one label only; add cases of another, or leave it out")
+
+
 def require_unseen(head: Head, sample: Sample) -> None:
     """Refuse cases that the head learnt from: by pseudonym, and by mean tile.
 
@@ -86,12 +98,15 @@ def evaluate_head(
         FingerprintMismatchError: The bags are another encoder's.
     """
     policy = policy or ReferralPolicy()
+    site = next(
+        (question.sites[0] for question in sample.questions if question.sites), ""
+    )  # as the cohort is said to be
     answers: dict[str, list[Answer]] = {q.id: [] for q in sample.questions}
     answered: dict[str, list[tuple[str, ...]]] = {q.id: [] for q in sample.questions}
     own: dict[str, list[Any]] = {q.id: [] for q in sample.questions}
     for i in range(len(sample)):
         bag = sample.bag(i)
-        facts = SlideFacts(stain=card.input.stain)
+        facts = SlideFacts(stain=card.input.stain, site=site)
         opinion = form_opinion(card, head, bag, facts, policy=policy, explain=False)
         found = {finding.task.id: finding for finding in opinion.findings}
         probabilities = answer_bag(head, bag)

@@ -72,8 +72,7 @@ def train_tile_head(
     Raises:
         CohortError: The task is not yes or no.
     """
-    if question.kind is not Kind.BINARY:
-        raise CohortError(f"{question.id}: a head of single tiles answers yes or no; its labels are {question.labels}")
+    require_learnable_tiles(table, question, plan.seed)
     labels = index_labels(table, question)
     split, folds = make_tile_folds(table, labels, plan.seed)
     logits = _judge(vectors, labels, question, folds, tell or (lambda *_: None))
@@ -103,6 +102,24 @@ def train_tile_head(
     write_head_card(card)
     (folder / EVALUATION).write_text(json.dumps(evaluation, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     return TrainedHead(card, sample, evaluation, (judged,))
+
+
+def require_learnable_tiles(table: TileTable, question: TaskQuestion, seed: int = 0) -> None:
+    """Refuse, before any tile is encoded, a table whose folds show one label only.
+
+    Raises:
+        CohortError: They do, or the task is not yes or no.
+    """
+    if question.kind is not Kind.BINARY:
+        raise CohortError(f"{question.id}: a head of single tiles answers yes or no; its labels are {question.labels}")
+    labels = index_labels(table, question)
+    _, folds = make_tile_folds(table, labels, seed)
+    for side in (*(fold.train for fold in folds), np.concatenate([fold.test for fold in folds])):
+        if len(set(labels[side].tolist()) - {UNKNOWN}) < 2:
+            raise CohortError(
+                f"{table.path.name}: {question.id}: tiles to learn from or to be judged show one label only; mend the "
+                "column fold, or add tiles"
+            )
 
 
 def make_tile_folds(table: TileTable, labels: NDArray[np.int64], seed: int) -> tuple[str, tuple[Fold, ...]]:
@@ -161,8 +178,8 @@ def _judge_task(
     """Calibrated and refereed answers about tiles, each half of the cases calibrated on the other."""
     judged = np.concatenate([fold.test for fold in folds])
     rows = np.sort(judged[labels[judged] != UNKNOWN])
-    names = {case: i for i, case in enumerate(dict.fromkeys(cases[i] for i in rows))}
-    half = np.array([names[cases[i]] % 2 for i in rows])
+    half = np.zeros(len(rows), np.int64)
+    half[case_folds([cases[i] for i in rows], labels[rows], 2, plan.seed)[1].test] = 1
     probabilities = {name: np.empty((len(rows), 2)) for name in logits}
     values = np.empty((len(rows), 2))
     decisions: list[Any] = [None] * len(rows)

@@ -121,6 +121,7 @@ def read_slides(
     out: Path,
     card: ModelCard,
     again: bool = False,
+    any_heads: bool = False,
     watch: Callable[[Path, int, int], None] | None = None,
     **settings: Any,
 ) -> Iterator[Outcome]:
@@ -131,6 +132,7 @@ def read_slides(
         out: Parent of the output folders.
         card: Card of the encoder.
         again: Read also what is already read.
+        any_heads: Keep what is already read whichever heads spoke of it: only its bag is wanted.
         watch: Told the slide, its number from 1, and how many there are, before each.
         settings: Further arguments of `read_slide`.
 
@@ -143,7 +145,7 @@ def read_slides(
         if watch is not None:
             watch(path, number, len(paths))
         try:
-            kept = None if again else _find_answer(path, out / names[path], card, settings)
+            kept = None if again else _find_answer(path, out / names[path], card, settings, any_heads=any_heads)
             if kept is not None:
                 yield Outcome(path, "kept", kept, out / names[path])
                 continue
@@ -157,16 +159,16 @@ def read_slides(
         yield Outcome(path, "read", reading.result, reading.folder, instead_of=replaced)
 
 
-def _find_answer(path: Path, folder: Path, card: ModelCard, settings: dict[str, Any]) -> dict[str, Any] | None:
+def _find_answer(
+    path: Path, folder: Path, card: ModelCard, settings: dict[str, Any], *, any_heads: bool
+) -> dict[str, Any] | None:
     """The answer that already stands in `folder`, when it is about this very slide, encoder and resolution."""
     result = read_result(folder)
     if result is None or result["schema"] != SCHEMA or result["encoder"]["fingerprint"] != card.fingerprint:
         return None
     if _profile_of(result) != settings.get("profile", STANDARD):
         return None
-    if result.get("heads", []) != choose_heads(card, settings.get("heads")).stamps:
-        return None
-    if result.get("heads") and result.get("site", "") != settings.get("site", ""):
+    if not any_heads and not _same_heads(result, card, settings):
         return None
     if not _same_resolution(result["slide"], settings) or not _has_files(folder, result, settings):
         return None
@@ -188,7 +190,16 @@ def _say_replaced(folder: Path, card: ModelCard, settings: dict[str, Any]) -> st
         return f"profile {_profile_of(result)}"
     if result.get("heads", []) != choose_heads(card, settings.get("heads")).stamps:
         return f"heads {', '.join(head['id'] for head in result.get('heads', [])) or 'none'}"
+    if not _same_heads(result, card, settings):
+        return f"site {result.get('site') or 'unknown'}"
     return None
+
+
+def _same_heads(result: dict[str, Any], card: ModelCard, settings: dict[str, Any]) -> bool:
+    """Whether the heads that would speak now spoke then, and were told of the same site."""
+    if result.get("heads", []) != choose_heads(card, settings.get("heads")).stamps:
+        return False
+    return not result.get("heads") or result.get("site", "") == settings.get("site", "")
 
 
 def _profile_of(result: dict[str, Any]) -> str:

@@ -253,7 +253,8 @@ class _Asking:
         resolution = Resolution(edge.slide_mpp, ResolutionSource(facts["mpp_source"]), str(facts.get("mpp_detail", "")))
         slide = replace(opened.slide, resolution=resolution)
         survey = survey_slide(opened, slide, tile_px=edge.tile_px, tile_mpp=edge.tile_mpp)
-        return gather_facts(opened, survey, _restore_quality(self.reading))
+        site = str(self.reading.result.get("site", ""))
+        return gather_facts(opened, survey, _restore_quality(self.reading), site=site)
 
     def _encode(self, places: TileGrid, packed: dict[int, bytes], asked: AskedTiles) -> EmbeddingBag:
         """A bag of what the wire gives; tiles that could not be read are not in it."""

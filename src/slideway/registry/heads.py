@@ -95,8 +95,9 @@ def verify_head_files(card: HeadCard) -> None:
 def install_head(source: Path, *, replace_it: bool = False, head_id: str | None = None) -> HeadCard:
     """Verify a head's folder and copy it to the user's heads, all or nothing.
 
-    The same head again changes nothing, unless the installed one was damaged: its state and what a person switched on
-    or off stay. With `replace_it` the new card counts.
+    A head that is new here is a candidate, whatever its card says: it speaks of every slide only once a person here
+    makes it active. The same head again changes nothing, unless the installed one was damaged: its state and what a
+    person switched on or off stay. With `replace_it` the new card counts.
 
     Args:
         source: Folder with card, weights and licence; what else lies in it is not taken.
@@ -121,8 +122,9 @@ def install_head(source: Path, *, replace_it: bool = False, head_id: str | None 
                 shutil.copyfile(source / name, staging.path / name)
             except FileNotFoundError as error:
                 raise UntrustedHeadError(f"{card.id}: {name} is not there; the head is not whole") from error
-        if id_ != card.id:
-            write_head_card(replace(card, folder=staging.path, id=id_))
+        is_same = held is not None and held.fingerprint == card.fingerprint and not replace_it
+        state = held.state if held is not None and is_same else "candidate"
+        write_head_card(replace(card, folder=staging.path, id=id_, state=state))
         verify_head_files(read_head_card(staging.path))
         return read_head_card(staging.commit())
 
