@@ -230,13 +230,11 @@ def remove(model_id: str) -> int:
 
 def _find_head(name: str) -> HeadCard | None:
     """The head of that name, unless an encoder has it."""
-    if any(card.id == name for card in list_encoders()) or (any(m in name for m in "/\\") and not _is_head(name)):
+    if any(card.id == name for card in list_encoders()) or (
+        any(m in name for m in "/\\") and not is_head_folder(Path(name))
+    ):
         return None
     return find_head_or_none(name)
-
-
-def _is_head(folder: str) -> bool:
-    return is_head_folder(Path(folder))
 
 
 def describe_card(card: ModelCard) -> dict[str, Any]:

@@ -37,28 +37,21 @@ class _TilesPerSecond(ProgressColumn):
         return Text(f"{speed:,.0f} tiles/s" if speed else "")
 
 
-class Terminal:
-    """Progress on standard error; a `slideway.pipeline.read.Progress`.
+class _Bar:
+    """One task on standard error: words, bar, the columns given, time left; gone when it is done."""
 
-    Attributes:
-        first_tile_s: Age of this process when the first tiles of all were encoded; None before.
-    """
-
-    def __init__(self) -> None:
+    def __init__(self, words: str, *columns: ProgressColumn) -> None:
         console = Console(stderr=True)
-        self.first_tile_s: float | None = None
         self._progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
-            MofNCompleteColumn(),
-            _TilesPerSecond(),
+            *columns,
             TimeRemainingColumn(),
             console=console,
             transient=True,
             disable=not console.is_terminal,
         )
-        self._task = self._progress.add_task("", total=None)
-        self._label = ""
+        self._task = self._progress.add_task(words, total=None)
 
     def __enter__(self) -> Self:
         self._progress.start()
@@ -68,6 +61,19 @@ class Terminal:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._progress.stop()
+
+
+class Terminal(_Bar):
+    """Progress on standard error; a `slideway.pipeline.read.Progress`.
+
+    Attributes:
+        first_tile_s: Age of this process when the first tiles of all were encoded; None before.
+    """
+
+    def __init__(self) -> None:
+        super().__init__("", MofNCompleteColumn(), _TilesPerSecond())
+        self.first_tile_s: float | None = None
+        self._label = ""
 
     def on_slide(self, name: str, number: int, count: int) -> None:
         """A further slide begins."""
@@ -85,60 +91,22 @@ class Terminal:
         self._progress.update(self._task, completed=done, total=total)
 
 
-class Steps:
+class Steps(_Bar):
     """Progress of named steps, each with so many parts, on standard error; silent when nobody looks at a terminal."""
 
     def __init__(self) -> None:
-        console = Console(stderr=True)
-        self._progress = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeRemainingColumn(),
-            console=console,
-            transient=True,
-            disable=not console.is_terminal,
-        )
-        self._task = self._progress.add_task("checking", total=None)
-
-    def __enter__(self) -> Self:
-        self._progress.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._progress.stop()
+        super().__init__("checking", MofNCompleteColumn())
 
     def on_step(self, name: str, done: int, total: int) -> None:
         """So many parts of a step are done."""
         self._progress.update(self._task, description=name, completed=done, total=total)
 
 
-class Bytes:
+class Bytes(_Bar):
     """Progress of copying, on standard error; silent when nobody looks at a terminal."""
 
     def __init__(self, words: str) -> None:
-        console = Console(stderr=True)
-        self._progress = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            DownloadColumn(),
-            TimeRemainingColumn(),
-            console=console,
-            transient=True,
-            disable=not console.is_terminal,
-        )
-        self._task = self._progress.add_task(words, total=None)
-
-    def __enter__(self) -> Self:
-        self._progress.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._progress.stop()
+        super().__init__(words, DownloadColumn())
 
     def on_bytes(self, done: int, total: int) -> None:
         """So many bytes of all are done."""
