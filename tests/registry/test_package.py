@@ -156,6 +156,18 @@ def test_one_flipped_bit_anywhere_is_refused_and_leaves_nothing(tmp_path_factory
     refuse(root, root / "toy.swm")
 
 
+def test_every_flipped_bit_before_the_files_is_refused(package: Path, tmp_path: Path) -> None:
+    content = package.read_bytes()
+    head = -(-content.index(b"-----END PUBLIC KEY-----") // 512) * 512
+    changed = tmp_path / "changed.swm"
+    for place in range(head * 8):
+        flipped = bytearray(content)
+        flipped[place // 8] ^= 1 << place % 8
+        changed.write_bytes(flipped)
+        with pytest.raises((BrokenPackageError, UntrustedPackageError)):
+            read_manifest(changed, trusted=TRUSTED)
+
+
 @settings(max_examples=60, deadline=None)
 @given(place=st.floats(0, 1, exclude_max=True))
 def test_package_cut_off_anywhere_is_refused_and_leaves_nothing(tmp_path_factory, place: float) -> None:

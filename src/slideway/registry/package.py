@@ -240,9 +240,12 @@ def _read_head(file: BinaryIO, path: Path, trusted: Sequence[TrustedKey]) -> Man
 
 def _parse_signer(pem: bytes, name: str) -> bytes:
     try:
-        return parse_public_key(pem, _SIGNER)
+        raw = parse_public_key(pem, _SIGNER)
     except WrongUseError as error:
         raise BrokenPackageError(f"{name}: {error}") from error
+    if TrustedKey("signer", raw).pem != pem:  # PEM has many spellings of one key; a package has one
+        raise BrokenPackageError(f"{name}: its {_SIGNER} is spelled in another form than ours; damaged or hostile")
+    return raw
 
 
 def _require_length(name: str, found: int, expected: int) -> None:
