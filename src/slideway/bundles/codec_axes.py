@@ -39,10 +39,10 @@ def give_axes(basis: FeatureBasis, n_axes: int | None = None) -> Axes:
     return Axes(basis.axes[:n_axes], None)
 
 
-def send_axes(rows: Floats) -> Axes:
-    """Axes of the slide's own, rounded to what travels."""
-    scale = (np.abs(rows).max(axis=1, initial=1e-3) / 127).astype(np.float16)
-    codes = np.clip(np.rint(rows / scale.astype(np.float32)[:, None]), -127, 127).astype(np.int8)
+def send_axes(rows: Floats, *, largest: int = 127) -> Axes:
+    """Axes of the slide's own, rounded to what travels: whole numbers up to `largest`, times a scale for each axis."""
+    scale = (np.abs(rows).max(axis=1, initial=1e-3) / largest).astype(np.float16)
+    codes = np.clip(np.rint(rows / scale.astype(np.float32)[:, None]), -largest, largest).astype(np.int8)
     return Axes(_restore_axes(codes, scale), (codes, scale))
 
 

@@ -21,6 +21,8 @@ Floats = NDArray[np.float32]
 
 # An axis along which the slide varies by less than this many steps costs more than it spares (docs/codecs.md).
 AXIS_STEPS = 0.65
+# Where tiles are few, axes are most of the bytes: fewer of them, rounded to 5 bits, then cost less than they spare.
+FEW_AXIS_STEPS, FEW_AXIS_CODES = 1.0, 15
 _MAX_STEPS = 2**20  # from the slide's centre to its farthest vector
 _MAX_NUMBER = 2**18  # float16 ends at 65,504, and a step is less than twice that
 
@@ -41,13 +43,33 @@ def write_in_steps(
     """
     centred = take_off_centre(writer, vectors, np.median(vectors, axis=0))
     step = _choose_step(centred, share)
-    own, deviation = find_axes(centred)
-    n_own = int((deviation[: len(centred)] > AXIS_STEPS * step).sum())
-    ways = [send_axes(own[:0]), send_axes(own[:n_own])] + ([] if basis is None else [give_axes(basis)])
-    tried = [_try_axes(centred, axes, step) for axes in ways]
-    best, header = min(tried, key=lambda one: one[0].n_bytes)
+    ways = [*_own_axes(centred, step), *([] if basis is None else [give_axes(basis)])]
+    best, header, _ = min((_try_axes(centred, axes, step) for axes in ways), key=lambda one: one[0].n_bytes)
     writer.extend(best)
     return {**header, "step": float(step)}
+
+
+def choose_axes(vectors: Floats, *, share: float) -> Axes | None:
+    """The slide's own axes that make all its vectors smallest, their own bytes counted; None for no vectors.
+
+    For parts of a slide that are coded one by one with axes sent once.
+    """
+    if not len(vectors):
+        return None
+    centred = take_off_centre(SectionWriter(), vectors, np.median(vectors, axis=0))
+    step = _choose_step(centred, share)
+    return min((_try_axes(centred, axes, step) for axes in _own_axes(centred, step)), key=lambda one: one[0].n_bytes)[2]
+
+
+def _own_axes(centred: Floats, step: np.float32) -> list[Axes]:
+    """None at all, those that pay on many tiles, and fewer and coarser ones that pay on few."""
+    own, deviation = find_axes(centred)
+    spread = deviation[: len(centred)] / step
+    return [
+        send_axes(own[:0]),
+        send_axes(own[: int((spread > AXIS_STEPS).sum())]),
+        send_axes(own[: int((spread > FEW_AXIS_STEPS).sum())], largest=FEW_AXIS_CODES),
+    ]
 
 
 def _choose_step(centred: Floats, share: float) -> np.float32:
@@ -57,14 +79,14 @@ def _choose_step(centred: Floats, share: float) -> np.float32:
     return np.float32(max(usual, np.sqrt(squares.max()) / _MAX_STEPS, 1e-6))
 
 
-def _try_axes(centred: Floats, axes: Axes, step: np.float32) -> tuple[SectionWriter, dict[str, Any]]:
+def _try_axes(centred: Floats, axes: Axes, step: np.float32) -> tuple[SectionWriter, dict[str, Any], Axes]:
     writer = SectionWriter()
     header = write_axes(writer, axes)
     codes = _count_steps(centred @ axes.rows.T, step)
     over = _count_steps(centred - _place_along(codes, axes.rows, step), step)
     writer.add_planes(fold_signs(np.ascontiguousarray(codes.T)))
     writer.add_planes(fold_signs(np.ascontiguousarray(over.T)))
-    return writer, header
+    return writer, header, axes
 
 
 def _count_steps(values: Floats, step: np.float32) -> NDArray[np.int32]:

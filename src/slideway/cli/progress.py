@@ -27,6 +27,7 @@ WORDS = {
     "encode": "reading tiles",
     "heads": "grouping tiles",
     "findings": "asking heads",
+    "bundle": "writing the bundle",
     "draw": "drawing",
 }
 

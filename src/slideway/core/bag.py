@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from slideway.core.errors import FingerprintMismatchError
 from slideway.core.tissue import TileGrid
 
-REASONS = ("novelty", "cellularity", "diversity", "random")
+REASONS = ("novelty", "cellularity", "diversity", "random", "attention")
 
 
 @dataclass(frozen=True)
@@ -38,8 +38,9 @@ class Sampling:
 
     @property
     def counts(self) -> dict[str, int]:
-        """Number of tiles by reason."""
-        return {name: int((self.reason == i).sum()) for i, name in enumerate(REASONS)}
+        """Number of tiles by reason, of those that occur."""
+        found = np.bincount(self.reason, minlength=len(REASONS))
+        return {name: int(n) for name, n in zip(REASONS, found, strict=True) if n}
 
 
 @dataclass(frozen=True)

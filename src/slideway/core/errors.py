@@ -22,8 +22,32 @@ SlidewayError
 ├── ModelUnavailableError           model-unavailable         the hub does not give the model
 ├── FingerprintMismatchError        fingerprint-mismatch      embeddings of two encoders would have met
 ├── UnreadableBagError              bag-unreadable            not a bag, damaged, or of a newer major version
+├── BrokenBundleError               bundle-broken             not a case bundle, cut off, changed, or too new
+├── LockedBundleError               bundle-locked             encrypted to a key that is not here
+├── UntrustedBundleError            bundle-untrusted          not signed by a node that is trusted
+├── PolicyError                     policy-refuses            the policy does not let this leave
+├── StoreError                      store-failed              the store cannot be opened or written
+│   ├── NewerStoreError             store-newer               written by a newer version; never taken back
+│   ├── OlderStoreError             store-older               must be migrated first, with a backup
+│   ├── LockedStoreError            store-locked              another process writes it
+│   ├── BusyStoreError              store-busy                another transaction is in the way for too long
+│   ├── CorruptStoreError           store-corrupt             the file is damaged; set aside, never overwritten
+│   ├── FullStoreError              store-full                the disk is full; what was written is kept
+│   ├── UnreachableStoreError       store-unreachable         the database or folder does not answer
+│   └── UnsafeRoleError             store-role-unsafe         the database role could read across tenants
+├── RecordError                     record-refused            the store's rules do not let this be written
+│   ├── UnknownTenantError          tenant-unknown            no such tenant
+│   ├── UnknownRecordError          record-unknown            nothing of this key for this tenant
+│   ├── ConflictError               record-conflict           something else is kept under this key already
+│   ├── TransitionError             transition-refused        from this state nothing leads there
+│   └── LeaseLostError              lease-lost                the job went to another worker meanwhile
+├── BrokenChainError                audit-broken              an audit entry is not what was written
+├── BlobError                       blob-failed               the blob store does not answer, or is full
+│   ├── MissingBlobError            blob-missing              no blob of this hash for this tenant
+│   └── BrokenBlobError             blob-broken               bytes do not have the hash that they should
 ├── CohortError                     cohort-unusable           a table of cases that nothing can be learnt from
 │   └── LeakageError                cohort-leaks              cases or labels would leak from training into the test
+├── DeidentifyError                 deidentify-refused        a slide whose identifiers cannot be removed with certainty
 ├── OutputError                     output-not-writable       the output folder cannot be written
 │   └── DiskFullError               disk-full                 the disk filled up while writing
 ├── DownloadError                   download-failed           the demo slide could not be fetched or verified
@@ -181,6 +205,159 @@ class UnreadableBagError(SlidewayError):
     exit_code = 3
 
 
+class BrokenBundleError(SlidewayError):
+    """The file is not a case bundle, was cut off before its first part, was changed, or is of a newer major version."""
+
+    code = "bundle-broken"
+    exit_code = 3
+
+
+class LockedBundleError(SlidewayError):
+    """The bundle is encrypted to a receiver whose private key is not here."""
+
+    code = "bundle-locked"
+    exit_code = 3
+
+
+class UntrustedBundleError(SlidewayError):
+    """The bundle is not signed, or by a key that is not trusted."""
+
+    code = "bundle-untrusted"
+    exit_code = 2
+
+
+class PolicyError(SlidewayError):
+    """The policy does not let this leave, or cannot be read; then nothing leaves."""
+
+    code = "policy-refuses"
+    exit_code = 4
+
+
+class StoreError(SlidewayError):
+    """The store cannot be opened or written; the message says why."""
+
+    code = "store-failed"
+    exit_code = 6
+
+
+class NewerStoreError(StoreError):
+    """The store was written by a newer version of Slideway; a store is never taken back."""
+
+    code = "store-newer"
+    exit_code = 2
+
+
+class OlderStoreError(StoreError):
+    """The store must be migrated first, and has no backup yet or was not to be migrated."""
+
+    code = "store-older"
+    exit_code = 4
+
+
+class LockedStoreError(StoreError):
+    """Another process has the store open for writing."""
+
+    code = "store-locked"
+    exit_code = 2
+
+
+class BusyStoreError(StoreError):
+    """Another transaction holds what this one needs; nothing was written, try again."""
+
+    code = "store-busy"
+
+
+class CorruptStoreError(StoreError):
+    """The store's file is damaged; it was set aside and never overwritten."""
+
+    code = "store-corrupt"
+
+
+class FullStoreError(StoreError):
+    """The store's disk is full; nothing of this was written, what was written before is kept."""
+
+    code = "store-full"
+
+
+class UnreachableStoreError(StoreError):
+    """The database, or the folder of the store, does not answer."""
+
+    code = "store-unreachable"
+
+
+class UnsafeRoleError(StoreError):
+    """The database role passes by row-level security, so one tenant could read another."""
+
+    code = "store-role-unsafe"
+    exit_code = 2
+
+
+class RecordError(SlidewayError):
+    """The store's rules do not let this be written or read."""
+
+    code = "record-refused"
+
+
+class UnknownTenantError(RecordError):
+    """No tenant of that name."""
+
+    code = "tenant-unknown"
+    exit_code = 2
+
+
+class UnknownRecordError(RecordError):
+    """Nothing is kept under this key for this tenant."""
+
+    code = "record-unknown"
+    exit_code = 2
+
+
+class ConflictError(RecordError):
+    """Something else is kept under this key already; it stays."""
+
+    code = "record-conflict"
+
+
+class TransitionError(RecordError):
+    """From the state it is in, nothing leads where it was to go."""
+
+    code = "transition-refused"
+
+
+class LeaseLostError(RecordError):
+    """The job went to another worker meanwhile; what was done under the old lease counts for nothing."""
+
+    code = "lease-lost"
+
+
+class BrokenChainError(SlidewayError):
+    """An entry of the audit is not what was written."""
+
+    code = "audit-broken"
+    exit_code = 3
+
+
+class BlobError(SlidewayError):
+    """The place where blobs are kept does not answer, or is full."""
+
+    code = "blob-failed"
+    exit_code = 6
+
+
+class MissingBlobError(BlobError):
+    """No blob of this hash for this tenant."""
+
+    code = "blob-missing"
+    exit_code = 3
+
+
+class BrokenBlobError(BlobError):
+    """Bytes do not have the hash that they should have."""
+
+    code = "blob-broken"
+    exit_code = 3
+
+
 class CohortError(SlidewayError):
     """A table of cases cannot be learnt from; the message names the lines and what to do."""
 
@@ -192,6 +369,13 @@ class LeakageError(CohortError):
     """What is asked of a head could be read off something else than tissue, or a case would stand on both sides."""
 
     code = "cohort-leaks"
+
+
+class DeidentifyError(SlidewayError):
+    """A slide's identifiers cannot be removed with certainty; nothing was written."""
+
+    code = "deidentify-refused"
+    exit_code = 3
 
 
 class OutputError(SlidewayError):

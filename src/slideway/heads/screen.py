@@ -10,7 +10,9 @@ from numpy.typing import NDArray
 from slideway.core.bag import REASONS, Sampling
 from slideway.heads.groups import MAX_GROUPS, Floats, Labels, assign, split_step_by_step, squared_distances
 
-NOVELTY, CELLULARITY, DIVERSITY, RANDOM = range(len(REASONS))
+NOVELTY, CELLULARITY, DIVERSITY, RANDOM = (
+    REASONS.index(reason) for reason in ("novelty", "cellularity", "diversity", "random")
+)
 # A tile is as novel as its nearest few others are unlike it. Against 1,000 others, 5 neighbours let a lesion of 0.5 %
 # of the slide stand out that would hide itself among more.
 _NEIGHBOURS = 5

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+from threadpoolctl import threadpool_limits
 
 from slideway.bundles import BagWriter, export_bag, read_bag
 from slideway.core.bag import EmbeddingBag
@@ -22,6 +23,7 @@ from slideway.core.tissue import QualityGrade, TileGrid
 from slideway.encoders import Encoder, encode_tiles, load_encoder
 from slideway.heads import find_novelty, group_tiles, select_tiles
 from slideway.heads.head import Head
+from slideway.pipeline.bundle import bundle_reading, describe_bytes
 from slideway.pipeline.drawing import draw_reading
 from slideway.pipeline.machine import count_cores, cpu_seconds_of, free_disk_bytes
 from slideway.pipeline.opinions import (
@@ -55,6 +57,7 @@ from slideway.slides.files import files_of_slide, hash_slide
 from slideway.slides.resolution import ScannerProfile, load_profiles
 from slideway.tissue import grade_quality, is_blurred, measure_focus
 
+# Where `threadpool_limits` stands: small matrices on all cores of a busy computer take ten times as long as on one.
 BATCH = 8  # tiles a frame from the reader; an encoder takes fewer at a time (encoders/encoder.py)
 
 
@@ -95,6 +98,7 @@ def read_slide(
     name: str | None = None,
     heads: Sequence[str | Path] | None = None,
     site: str = "",
+    case: str = "",
     progress: Progress | None = None,
 ) -> SlideReading:
     """Read one slide and write its answer into a folder of its own.
@@ -115,6 +119,7 @@ def read_slide(
         heads: Heads that are to speak, by id or folder, whether in force or not; None takes those in force, an empty
             list none.
         site: Where in the body the tissue comes from, as an id of the catalogue; heads of other sites then refer.
+        case: Pseudonym of the case, as it may travel; never an accession number (`slideway.registry.pseudonym`).
         progress: Who is told how far it is.
 
     Returns:
@@ -145,6 +150,7 @@ def read_slide(
             "name": name,
             "profile": profile,
             "site": site,
+            "case": case,
         },
         card=card,
         choice=choose_heads(card, heads),
@@ -189,6 +195,8 @@ class _Journey:
                 reading = self._describe(plan, bag, focus, lost, output.path)
                 with self._step("findings"):
                     reading = self._consult(opened, plan, reading, consulting)
+                with self._step("bundle"), threadpool_limits(1, user_api="blas"):
+                    self._bundle(plan.survey, reading, output.path)
                 with self._step("draw"):
                     drawn = draw_reading(opened, plan.survey, reading, encoder, self.seconds)
             self._finish(output.path, reading, encoder, drawn, began)
@@ -263,7 +271,7 @@ class _Journey:
     ) -> SlideReading:
         survey, is_out = plan.survey, is_blurred(focus) & ~lost
         quality = _grade(plan, focus, lost)
-        with self._step("heads"):
+        with self._step("heads"), threadpool_limits(1, user_api="blas"):
             groups = group_tiles(bag)
             novelty = find_novelty(bag)
         left_out = survey.grid.select(is_out & (not plan.keeps_blurred))
@@ -306,6 +314,12 @@ class _Journey:
         reading.result["heads_off"] = list(self.choice.silent)
         reading.result["findings"] = describe_opinions(opinions, reading.bag)
         return replace(reading, opinions=opinions, heads_off=self.choice.silent)
+
+    def _bundle(self, survey: Survey, reading: SlideReading, folder: Path) -> None:
+        """Write what may travel; what of it does is decided when it is released."""
+        built = bundle_reading(reading, survey.thumbnail, case=self.settings["case"])
+        (folder / "bundle.swb").write_bytes(built.pack())
+        reading.result["bytes"] = describe_bytes(built, reading.result["slide"]["bytes"])
 
     def _finish(
         self, folder: Path, reading: SlideReading, encoder: Encoder, drawn: dict[str, bytes], began: float

@@ -13,7 +13,7 @@ from slideway.core.findings import Novelty, TissueGroups
 from slideway.core.slide import ResolutionSource, Slide
 from slideway.core.tissue import QualityGrade, TissueMask
 
-SCHEMA = "slideway-result/1.2"
+SCHEMA = "slideway-result/1.3"
 
 
 def describe_slide(slide: Slide, sha256: str, n_bytes: int) -> dict[str, Any]:

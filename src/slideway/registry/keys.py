@@ -70,6 +70,11 @@ class SigningKey:
         """What others need to trust packages of this node."""
         return TrustedKey("this node", self.private.public_key().public_bytes_raw())
 
+    @property
+    def public_bytes(self) -> bytes:
+        """(32 bytes) the public key itself."""
+        return self.public.raw
+
     def sign(self, content: bytes) -> bytes:
         """Ed25519 signature, 64 bytes."""
         return self.private.sign(content)
