@@ -61,6 +61,10 @@ bench-hard DATA:
 bench-codecs DATA:
     python bench/bundles/codecs.py {{DATA}}
 
+# How much of the picture, and of whose slide it is, comes back from features: docs/privacy.md (torch; half an hour).
+bench-privacy DATA *ARGS:
+    python bench/privacy/measure.py {{DATA}} {{ARGS}}
+
 # The evidence table of docs/encoder.md, from a folder with atlas/ and labelled/; add --onnx NAME=FILE for baselines.
 bench-encoder DATA *ARGS:
     python bench/encoders/evaluate.py {{DATA}} --encoder slideway-small {{ARGS}}
