@@ -45,6 +45,13 @@ SlidewayError
 ├── BlobError                       blob-failed               the blob store does not answer, or is full
 │   ├── MissingBlobError            blob-missing              no blob of this hash for this tenant
 │   └── BrokenBlobError             blob-broken               bytes do not have the hash that they should
+├── LineError                       line-failed               the line to the other side does not work
+│   ├── LineDownError               line-down                 nobody answers, or not now
+│   ├── CaptivePortalError          line-captive              somebody else answers: a portal, a proxy, a wrong server
+│   ├── LineRefusedError            line-refused              the other side refuses this request
+│   └── NodeRevokedError            node-revoked              the other side no longer takes anything of this node
+├── InvalidReceiptError             receipt-invalid           a receipt that the other side did not sign for this
+├── BrokenPacketError               packet-broken             a file on a stick that is no packet for us, or not whole
 ├── CohortError                     cohort-unusable           a table of cases that nothing can be learnt from
 │   └── LeakageError                cohort-leaks              cases or labels would leak from training into the test
 ├── DeidentifyError                 deidentify-refused        a slide whose identifiers cannot be removed with certainty
@@ -355,6 +362,69 @@ class BrokenBlobError(BlobError):
     """Bytes do not have the hash that they should have."""
 
     code = "blob-broken"
+    exit_code = 3
+
+
+class LineError(SlidewayError):
+    """The line to the other side does not work; what was to leave stays here and waits."""
+
+    code = "line-failed"
+    exit_code = 6
+
+
+class LineDownError(LineError):
+    """Nobody answers, or says that it cannot now.
+
+    Attributes:
+        retry_after_seconds: What the other side asked for; None when it asked for nothing.
+    """
+
+    code = "line-down"
+
+    def __init__(self, message: str, *, retry_after_seconds: float | None = None) -> None:
+        super().__init__(message)
+        self.retry_after_seconds = retry_after_seconds
+
+
+class CaptivePortalError(LineError):
+    """Somebody else answers in place of the other side: a portal that wants a login, a proxy, a wrong server."""
+
+    code = "line-captive"
+
+
+class LineRefusedError(LineError):
+    """The other side understood the request and refuses it.
+
+    Attributes:
+        status: HTTP status.
+        refusal: The other side's own code, e.g. `bundle-untrusted`; empty when it gave none.
+    """
+
+    code = "line-refused"
+
+    def __init__(self, message: str, *, status: int = 0, refusal: str = "") -> None:
+        super().__init__(message)
+        self.status, self.refusal = status, refusal
+
+
+class NodeRevokedError(LineError):
+    """The other side no longer takes anything of this node; a person there decided it."""
+
+    code = "node-revoked"
+    exit_code = 4
+
+
+class InvalidReceiptError(SlidewayError):
+    """A receipt is not what the other side signs for this content; nothing counts as acknowledged."""
+
+    code = "receipt-invalid"
+    exit_code = 2
+
+
+class BrokenPacketError(SlidewayError):
+    """A file in a transport folder is no packet for us, not whole, or not signed by whom it names."""
+
+    code = "packet-broken"
     exit_code = 3
 
 

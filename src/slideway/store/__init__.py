@@ -1,0 +1,1 @@
+"""Remember cases, jobs, outbox, audit and every byte: SQLite on the edge, PostgreSQL in the cloud."""

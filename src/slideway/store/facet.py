@@ -1,0 +1,112 @@
+"""What every facet of a transaction shares: whose rows, what time it is, and how a row becomes a record."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import fields
+from typing import Any, TypeVar
+
+from sqlalchemy import ColumnElement, Connection, Row, Select, Table, Update, and_, select, true, update
+from sqlalchemy.dialects.postgresql import insert as insert_postgresql
+from sqlalchemy.dialects.sqlite import insert as insert_sqlite
+
+from slideway.core.errors import UnknownRecordError
+from slideway.store.schema import canonical_json
+
+Clock = Callable[[], int]  # UTC now, in milliseconds
+Record = TypeVar("Record")
+PAGE = 1000
+
+
+def hash_json(value: Any) -> str:
+    """Sha256 of the canonical JSON of a value, in hex."""
+    return hashlib.sha256(canonical_json(value).encode()).hexdigest()
+
+
+class Facet:
+    """One table's methods inside one transaction of one tenant; without a tenant, the operator's view of all."""
+
+    def __init__(self, connection: Connection, tenant: str | None, clock: Clock) -> None:
+        self._connection = connection
+        self._tenant = tenant
+        self._clock = clock
+
+    @property
+    def _own(self) -> str:
+        """The tenant; single rows are read and written for one tenant only."""
+        if self._tenant is None:
+            raise ValueError("this needs one tenant: take `of(tenant)` of the transaction of all")
+        return self._tenant
+
+    def _mine(self, table: Table) -> ColumnElement[bool]:
+        """The filter that every list and every count carries."""
+        return true() if self._tenant is None else table.c.tenant == self._tenant
+
+    def _key(self, table: Table, **key: Any) -> ColumnElement[bool]:
+        """The filter of a single row, always of one tenant."""
+        return and_(table.c.tenant == self._own, *(table.c[name] == value for name, value in key.items()))
+
+    def _insert(self, table: Table, **values: Any) -> bool:
+        """Insert a row of this tenant; False when a row of its key is already there."""
+        insert = insert_postgresql if self._connection.dialect.name == "postgresql" else insert_sqlite
+        statement = insert(table).values(tenant=self._own, **values).on_conflict_do_nothing()
+        return self._connection.execute(statement, execution_options={"preserve_rowcount": True}).rowcount == 1
+
+    def _change(self, table: Table, where: ColumnElement[bool], **values: Any) -> int:
+        """Update rows of this tenant; how many there were."""
+        statement: Update = update(table).where(self._mine(table), where).values(**values)
+        return self._connection.execute(statement).rowcount
+
+    def _find(
+        self, record: type[Record], table: Table, *where: ColumnElement[bool], lock: bool = False
+    ) -> Record | None:
+        """The one row that fits, or None; with `lock`, held until the transaction ends (PostgreSQL).
+
+        The lock lets others refer to the row meanwhile: no key of ours ever changes.
+        """
+        statement = _select(record, table).where(self._mine(table), *where)
+        row = self._connection.execute(statement.with_for_update(key_share=True) if lock else statement).first()
+        return None if row is None else _as_record(record, row)
+
+    def _get(self, record: type[Record], table: Table, **key: Any) -> Record:
+        """The row of a key; an error that names the table and the key when it is not there."""
+        found = self._find(record, table, self._key(table, **key), lock=not self._is_reading)
+        if found is None:
+            raise UnknownRecordError(f"{table.name}: nothing under {', '.join(map(str, key.values()))} for this tenant")
+        return found
+
+    @property
+    def _is_reading(self) -> bool:
+        return not self._connection.get_execution_options().get("slideway_writes", False)
+
+    def _list(
+        self,
+        record: type[Record],
+        table: Table,
+        *where: ColumnElement[bool],
+        order: Sequence[ColumnElement[Any]] = (),
+        limit: int | None = None,
+        skip_locked: bool = False,
+    ) -> list[Record]:
+        statement = _select(record, table).where(self._mine(table), *where).order_by(*order).limit(limit)
+        if skip_locked:
+            statement = statement.with_for_update(skip_locked=True, key_share=True)
+        return [_as_record(record, row) for row in self._connection.execute(statement)]
+
+    def _walk(
+        self, record: type[Record], table: Table, counter: str, *where: ColumnElement[bool], after: int = 0
+    ) -> Iterator[Record]:
+        """All rows that fit, in the order of a counter: a thousand at a time, for there may be millions."""
+        column = table.c[counter]
+        while page := self._list(record, table, *where, column > after, order=[column.asc()], limit=PAGE):
+            yield from page
+            after = getattr(page[-1], counter)
+
+
+def _select(record: type[Any], table: Table) -> Select[Any]:
+    return select(*(table.c[field.name] for field in fields(record)))
+
+
+def _as_record(record: type[Record], row: Row[Any]) -> Record:
+    return record(**row._mapping)
