@@ -61,6 +61,19 @@ bench-hard DATA:
 bench-codecs DATA:
     python bench/bundles/codecs.py {{DATA}}
 
+# Bytes of bundles against baselines measured on the same slides: docs/bytes.md.
+bench-bytes DATA *ARGS:
+    python bench/bundles/bytes.py {{DATA}} {{ARGS}}
+
+# Proof of parity: bytes against the answer, codec by codec and prefix by prefix: docs/parity.md.
+bench-parity DATA *ARGS:
+    python bench/parity/measure.py {{DATA}} {{ARGS}}
+
+# What writing a bundle adds to the reading of a slide (output folders of `slideway read`), and whether reading leaks.
+bench-bundles *READINGS:
+    python bench/bundles/write_cost.py {{READINGS}}
+    python bench/bundles/leaks.py
+
 # How much of the picture, and of whose slide it is, comes back from features: docs/privacy.md (torch; half an hour).
 bench-privacy DATA *ARGS:
     python bench/privacy/measure.py {{DATA}} {{ARGS}}

@@ -12,7 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from slideway.bundles import codec_steps
 from slideway.bundles.codec_basis import dump_basis, fit_basis, load_basis
+from slideway.bundles.codec_steps import FEW_AXIS_CODES
 from slideway.bundles.codecs import CODECS, EncodedVectors, decode, encode, find_clamped
 from slideway.core.errors import UnreadableBagError
 
@@ -201,6 +203,32 @@ def test_a_large_bag_sends_axes_of_its_own_and_still_costs_less_than_int4():
     assert encoded.header["axes_inside"]
     assert encoded.header["axes"] > 0
     assert len(encoded.payload) < 0.6 * len(encode(vectors, "int4").payload)
+
+
+def read_own_axes(encoded):
+    """Codes (k, width) of the axes inside a payload of steps."""
+    k, (_, width) = encoded.header["axes"], encoded.shape
+    _, _, codes, *_ = split_sections(encoded.payload)
+    return np.frombuffer(codes, np.int8).reshape(k, width)
+
+
+def test_few_tiles_send_fewer_axes_of_five_bits_and_many_send_more_of_eight():
+    few, many = (encode(tissue_like(n, width=64), "steps") for n in (150, 6_000))
+    assert 0 < few.header["axes"] < many.header["axes"]
+    assert np.abs(read_own_axes(few)).max() == FEW_AXIS_CODES == 15
+    assert np.abs(read_own_axes(many)).max() == 127
+
+
+@pytest.mark.parametrize("n", [20, 150, 6_000])
+def test_of_all_ways_to_send_axes_the_smallest_is_taken(monkeypatch, n):
+    vectors = tissue_like(n, width=64)
+    taken, find_ways = len(encode(vectors, "steps").payload), codec_steps._own_axes
+    alone = []
+    for i in range(3):
+        monkeypatch.setattr(codec_steps, "_own_axes", lambda centred, step, i=i: find_ways(centred, step)[i : i + 1])
+        alone.append(len(encode(vectors, "steps").payload))
+    assert taken == min(alone)
+    assert len(set(alone)) == 3
 
 
 def test_product_quantisation_sends_codebooks_only_where_they_pay():

@@ -35,6 +35,7 @@ _SIGNED_AS = b"slideway-bundle/1\n"  # so that a signature of a bundle is never 
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,31}")
 _UNSEALED, _ED25519 = 0, 1
 _KEY_BYTES, _SIGNATURE_BYTES = 32, 64
+_BLOCK_BYTES = 2**20  # a part is read in blocks, so that a short file never gets the memory that its list asks for
 
 
 class Signer(Protocol):
@@ -203,7 +204,7 @@ def iterate_parts(file: BinaryIO, head: BundleHead, name: str) -> Iterator[Part]
         BrokenBundleError: A part is not what the list says, or something follows the last one.
     """
     for entry in head.entries:
-        content = file.read(entry.n_bytes)
+        content = _read_up_to(file, entry.n_bytes)
         if len(content) < entry.n_bytes:
             return
         if hashlib.sha256(content).digest() != entry.sha256:
@@ -211,6 +212,14 @@ def iterate_parts(file: BinaryIO, head: BundleHead, name: str) -> Iterator[Part]
         yield Part(entry.name, entry.tier, content, entry.is_optional)
     if file.read(1):
         raise BrokenBundleError(f"{name}: something follows its last part; damaged or hostile: ask for it again")
+
+
+def _read_up_to(file: BinaryIO, n_bytes: int) -> bytes:
+    blocks, missing = [], n_bytes
+    while missing and (block := file.read(min(missing, _BLOCK_BYTES))):
+        blocks.append(block)
+        missing -= len(block)
+    return b"".join(blocks)
 
 
 def _parse_list(
@@ -241,7 +250,7 @@ def _read_entry(row: Any) -> PartEntry:
 
 
 def _take(file: BinaryIO, n_bytes: int, name: str) -> bytes:
-    content = file.read(n_bytes)
+    content = _read_up_to(file, n_bytes)
     if len(content) < n_bytes:
         raise BrokenBundleError(f"{name}: cut off before its first part; nothing of it can be used: ask for it again")
     return content

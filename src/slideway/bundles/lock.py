@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import struct
 from collections.abc import Sequence
 from typing import Any
@@ -21,6 +22,7 @@ from slideway.core.errors import BrokenBundleError, LockedBundleError
 
 SUITE = "hpke-x25519-sha256-chacha20poly1305"
 TAG_BYTES = 16
+_RECEIVER = re.compile(r"[0-9a-f]{16}")
 _INFO = b"slideway-bundle/1"
 _HPKE = Suite(KEM.X25519, KDF.HKDF_SHA256, AEAD.CHACHA20_POLY1305)
 
@@ -47,13 +49,15 @@ class Unlocker:
 
     def __init__(self, lock: dict[str, Any], private: X25519PrivateKey | None, name: str) -> None:
         suite, receiver, wrapped = lock.get("suite"), lock.get("receiver"), lock.get("key")
-        if suite != SUITE or not isinstance(receiver, str) or not isinstance(wrapped, bytes):
+        if suite != SUITE:
             raise BrokenBundleError(
                 f"{name}: locked in a way unknown to this Slideway ({suite!r:.40}); update Slideway"
             )
+        if type(receiver) is not str or not _RECEIVER.fullmatch(receiver) or type(wrapped) is not bytes:
+            raise BrokenBundleError(f"{name}: its lock is of another form; the sender's program is at fault: tell them")
         if private is None or name_receiver(private.public_key()) != receiver:
             raise LockedBundleError(
-                f"{name}: locked to the receiver {receiver[:16]}; open it where that private key lies, or ask the "
+                f"{name}: locked to the receiver {receiver}; open it where that private key lies, or ask the "
                 "sender to lock it to yours (`slideway bundle key`)"
             )
         try:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import io
 import json
+import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -15,19 +16,21 @@ import numpy as np
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
 from slideway.bundles.build import OPINION, THUMBNAIL
-from slideway.bundles.container import BundleHead, Part, iterate_parts, read_head
+from slideway.bundles.codecs import MAX_NUMBERS
+from slideway.bundles.container import BundleHead, iterate_parts, read_head
 from slideway.bundles.lock import Unlocker
 from slideway.bundles.order import weigh_tiles
 from slideway.bundles.summary_part import NAME as SUMMARY
 from slideway.bundles.summary_part import load_summary
-from slideway.bundles.tiles_part import AXES, TileRows, load_shared_axes, load_tiles
+from slideway.bundles.tiles_part import AXES, TileRows, TilesHead, load_shared_axes, load_tiles, peek_tiles
 from slideway.core.bag import EmbeddingBag, Sampling
 from slideway.core.bundle import BundleSummary
 from slideway.core.errors import BrokenBundleError, WrongUseError
 from slideway.core.tissue import TileGrid
 
 _MAX_OPINION_BYTES = 4_000_000
-_TILES = "tiles-"
+_TILES = re.compile(r"tiles-(0|[1-9][0-9]{0,2})")
+_KNOWN = {SUMMARY, OPINION, THUMBNAIL, AXES}
 
 
 @dataclass(frozen=True)
@@ -66,7 +69,8 @@ class CaseBundle:
         if (content := self.contents.get(OPINION)) is None:
             return None
         try:
-            opinion = json.loads(imagecodecs.zstd_decode(content, out=_MAX_OPINION_BYTES))
+            text = imagecodecs.zstd_decode(content, out=_MAX_OPINION_BYTES)
+            opinion = json.loads(text, parse_constant=_refuse_constant)
         except (ValueError, RuntimeError, RecursionError) as error:
             raise BrokenBundleError(
                 f"{self.name}: its opinion cannot be read; the sender's program is at fault"
@@ -87,16 +91,14 @@ class CaseBundle:
         Raises:
             BrokenBundleError: A part does not hold what it says, or a tile comes twice.
         """
-        names = [entry.name for entry in self.head.entries if entry.name.startswith(_TILES)]
+        contents = [self.contents[name] for name in _list_tiles(self.head) if name in self.contents]
+        if not contents:
+            return None
+        _require_promised([peek_tiles(content, self.name) for content in contents], self.summary, self.name)
         basis = None
         if AXES in self.contents:
             basis = load_shared_axes(self.contents[AXES], self.summary.fingerprint, self.name)
-        parts = [load_tiles(self.contents[name], basis, self.name) for name in names if name in self.contents]
-        if not parts:
-            return None
-        if len({part.vectors.shape[1] for part in parts}) > 1:
-            raise BrokenBundleError(f"{self.name}: vectors of two widths; the sender's program is at fault: tell them")
-        return _join(parts, self.name)
+        return _join([load_tiles(content, basis, self.name) for content in contents], self.name)
 
     def bag(self) -> EmbeddingBag | None:
         """The slide's bag as far as it came; None when no vectors did.
@@ -110,44 +112,79 @@ class CaseBundle:
             return None
         summary = self.summary
         grid = TileGrid(rows.column_row, summary.tile_px, summary.tile_mpp, summary.mpp)
-        if len(grid) > summary.tiles:
-            raise BrokenBundleError(
-                f"{self.name}: more tiles than its summary promises; the sender's program is at fault"
-            )
-        sampling = None
-        if summary.is_sampled or len(grid) < summary.tiles:
-            weight = weigh_tiles(rows.reason, rows.weight, total_weight=float(summary.tissue_tiles))
-            sampling = Sampling(rows.edge_reason if summary.is_sampled else rows.reason, weight)
+        _require_inside(grid, summary, self.name)
         return EmbeddingBag(
-            rows.vectors.astype(np.float16),
+            rows.vectors,
             grid,
             rows.focus,
             summary.encoder_id,
             summary.fingerprint,
             summary.slide_sha256,
-            sampling,
+            self._weigh(rows),
         )
+
+    def _weigh(self, rows: TileRows) -> Sampling | None:
+        """What each tile stands for; None where all came, and all were read on the edge."""
+        summary, n = self.summary, len(rows.column_row)
+        own = float(rows.weight.sum(dtype=np.float64))
+        if own > summary.tissue_tiles + 1 or (n == summary.tiles and own < summary.tissue_tiles - 1):
+            raise BrokenBundleError(
+                f"{self.name}: its tiles stand for {own:,.0f} of the tissue's {summary.tissue_tiles:,}; "
+                "the sender's program is at fault: tell them"
+            )
+        if n == summary.tiles:
+            return Sampling(rows.edge_reason, rows.weight) if summary.is_sampled else None
+        last = sum(name in self.contents for name in _list_tiles(self.head)) - 1
+        weight = weigh_tiles(rows.since <= last, rows.weight, total_weight=float(summary.tissue_tiles))
+        return Sampling(rows.edge_reason if summary.is_sampled else rows.reason, weight)
+
+
+def _refuse_constant(word: str) -> None:
+    raise ValueError(f"{word} is no JSON")
+
+
+def _list_tiles(head: BundleHead) -> list[str]:
+    return [entry.name for entry in head.entries if _TILES.fullmatch(entry.name)]
+
+
+def _require_promised(heads: list[TilesHead], summary: BundleSummary, name: str) -> None:
+    """Before anything is unpacked: no more than the summary promises, and of one kind."""
+    n_tiles, width = sum(head.tiles for head in heads), heads[0].width
+    if any(head.width != width for head in heads):
+        raise BrokenBundleError(f"{name}: vectors of two widths; the sender's program is at fault: tell them")
+    if any(head.is_sampled != summary.is_sampled for head in heads):
+        raise BrokenBundleError(f"{name}: sampled on the edge, or not; the sender's program is at fault: tell them")
+    if n_tiles > summary.tiles - summary.tiles_left_out:
+        raise BrokenBundleError(f"{name}: more tiles than its summary promises; the sender's program is at fault")
+    if n_tiles * width > MAX_NUMBERS:
+        raise BrokenBundleError(f"{name}: {n_tiles:,} tiles of {width:,} numbers, beyond what is read; not a slide")
+
+
+def _require_inside(grid: TileGrid, summary: BundleSummary, name: str) -> None:
+    corner = grid.column_row.astype(np.float64) * grid.tile_level0_px
+    if (corner < 0).any() or (corner >= [summary.width_px, summary.height_px]).any():
+        raise BrokenBundleError(f"{name}: a tile lies outside its slide; the sender's program is at fault: tell them")
 
 
 def _join(parts: list[TileRows], name: str) -> TileRows:
+    """One after the other, row-major; the list is emptied, so that the largest numbers are held once."""
     place = np.concatenate([part.column_row for part in parts])
     order = np.lexsort((place[:, 0], place[:, 1]))
     place = place[order]
     if len(place) > 1 and (np.diff(place, axis=0) == 0).all(axis=1).any():
         raise BrokenBundleError(f"{name}: a tile comes twice; the sender's program is at fault: tell them")
-
-    def gather(field: str) -> Any:
-        return np.concatenate([getattr(part, field) for part in parts])[order]
-
-    return TileRows(
-        place,
-        gather("vectors"),
-        gather("reason"),
-        gather("focus"),
-        gather("novelty"),
-        gather("weight"),
-        gather("edge_reason"),
-    )
+    facts = {
+        field.name: np.concatenate([getattr(part, field.name) for part in parts])[order]
+        for field in fields(TileRows)
+        if field.name not in {"column_row", "vectors"}
+    }
+    vectors = np.empty((len(place), parts[0].vectors.shape[1]), np.float16)
+    to = np.argsort(order)
+    while parts:
+        mine = parts.pop(0).vectors
+        vectors[to[: len(mine)]] = mine
+        to = to[len(mine) :]
+    return TileRows(place, vectors, **facts)
 
 
 def read_bundle(source: Path | bytes, *, key: X25519PrivateKey | None = None) -> CaseBundle:
@@ -174,19 +211,28 @@ def read_bundle(source: Path | bytes, *, key: X25519PrivateKey | None = None) ->
 
 def _read(file: BinaryIO, name: str, key: X25519PrivateKey | None) -> CaseBundle:
     head = read_head(file, name)
+    _require_known(head, name)
     unlocker = None if head.lock is None else Unlocker(head.lock, key, name)
     contents: dict[str, bytes] = {}
     for i, part in enumerate(iterate_parts(file, head, name)):
-        _require_known(part, name)
         contents[part.name] = part.content if unlocker is None else unlocker.unlock(i, part).content
-    if head.entries[0].name != SUMMARY:
-        raise BrokenBundleError(f"{name}: its first part is no summary; the sender's program is at fault: tell them")
     if SUMMARY not in contents:
         raise BrokenBundleError(f"{name}: cut off before the end of its summary; nothing of it can be used")
     return CaseBundle(head, load_summary(contents[SUMMARY], name), contents, name)
 
 
-def _require_known(part: Part, name: str) -> None:
-    if part.is_optional or part.name in {SUMMARY, OPINION, THUMBNAIL, AXES} or part.name.startswith(_TILES):
-        return
-    raise BrokenBundleError(f"{name}: needs a part {part.name!r} that this Slideway does not know; update Slideway")
+def _require_known(head: BundleHead, name: str) -> None:
+    """The list is one that this reader understands, whatever of it will come."""
+    if head.entries[0].name != SUMMARY or head.entries[0].tier != 0:
+        raise BrokenBundleError(f"{name}: its first part is no summary; the sender's program is at fault: tell them")
+    for entry in head.entries:
+        if not (entry.is_optional or entry.name in _KNOWN or _TILES.fullmatch(entry.name)):
+            raise BrokenBundleError(
+                f"{name}: needs a part {entry.name!r} that this Slideway does not know; update Slideway"
+            )
+    tiles = _list_tiles(head)
+    names = [entry.name for entry in head.entries]
+    if tiles != [f"tiles-{i}" for i in range(len(tiles))] or (
+        AXES in names and tiles[1:] and names.index(AXES) > names.index(tiles[1])
+    ):
+        raise BrokenBundleError(f"{name}: its tiles are out of order; the sender's program is at fault: tell them")

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from slideway.bundles.codec_basis import FeatureBasis
 from slideway.bundles.codec_bytes import SectionReader, SectionWriter
 from slideway.bundles.codec_steps import choose_axes
-from slideway.bundles.codecs import EncodedVectors, decode, encode
+from slideway.bundles.codecs import MAX_WIDTH, EncodedVectors, decode, encode
 from slideway.bundles.places import decode_places, encode_places
 from slideway.core.bag import REASONS, EmbeddingBag
 from slideway.core.errors import BrokenBundleError, UnreadableBagError
@@ -20,6 +20,12 @@ from slideway.core.errors import BrokenBundleError, UnreadableBagError
 AXES = "axes"
 _UNKNOWN = 255  # code of a focus or novelty that is not known
 _PERCENTILE_CODES = 200  # half a percent each
+# As float32 that is 256 MiB; the largest part that is written has 200,000 / 8 tiles of 2,560 numbers.
+MAX_PART_NUMBERS = 2**26
+_MOST_FITTED = 4_096  # tiles that shared axes are fitted on, evenly spread: time and memory then have a bound
+_FARTHEST = 1e12  # of a focus
+_LARGEST = np.float32(np.finfo(np.float16).max)
+_MOST_WEIGHT = 2**24
 
 
 @dataclass(frozen=True)
@@ -28,8 +34,9 @@ class TileRows:
 
     Attributes:
         column_row: (n, 2) int32, their places, row-major.
-        vectors: (n, width) float32, as near as the codec keeps them.
+        vectors: (n, width) float16, as near as the codec keeps them.
         reason: (n,) uint8, why each travels where it does, position in `REASONS`.
+        since: (n,) uint8, number of the part from which on each counts as chosen; 255 for never.
         focus: (n,) float32, sharpness to 1/254 of the part's range; NaN where unknown.
         novelty: (n,) float32, percentile to half a percent; NaN where unknown.
         weight: (n,) float32, tiles that each stood for on the edge; 1 when all were read.
@@ -37,19 +44,39 @@ class TileRows:
     """
 
     column_row: NDArray[np.int32]
-    vectors: NDArray[np.float32]
+    vectors: NDArray[np.float16]
     reason: NDArray[np.uint8]
+    since: NDArray[np.uint8]
     focus: NDArray[np.float32]
     novelty: NDArray[np.float32]
     weight: NDArray[np.float32]
     edge_reason: NDArray[np.uint8]
 
 
+@dataclass(frozen=True)
+class TilesHead:
+    """What a part with tiles says of itself, before anything of it is unpacked.
+
+    Attributes:
+        tiles: Number of tiles.
+        width: Length of their vectors.
+        is_sampled: Each tile has a weight and a reason of the edge's own sampling.
+    """
+
+    tiles: int
+    width: int
+    is_sampled: bool
+
+
 def find_shared_axes(vectors: NDArray[Any], codec: str, fingerprint: str) -> tuple[bytes, FeatureBasis] | None:
     """Axes that all further parts of the slide share, as a part and as a basis; None where they do not pay."""
     share = {"steps-fine": 0.25, "steps": 0.5, "steps-coarse": 0.75}.get(codec)
-    axes = None if share is None else choose_axes(np.asarray(vectors, np.float32), share=share)
-    if axes is None or axes.sent is None or not len(axes.rows):
+    if share is None:
+        return None
+    spread = np.unique(np.linspace(0, len(vectors) - 1, min(len(vectors), _MOST_FITTED)).round().astype(np.int64))
+    fitted = np.asarray(vectors[spread], np.float32)
+    axes = choose_axes(fitted[np.isfinite(fitted).all(axis=1)], share=share)
+    if axes is None or axes.sent is None or not 0 < axes.rows.size <= MAX_PART_NUMBERS:
         return None
     codes, scale = axes.sent
     writer = SectionWriter()
@@ -67,8 +94,10 @@ def load_shared_axes(content: bytes, fingerprint: str, name: str) -> FeatureBasi
     """
     head, body = _split(content, name)
     n_axes, width = head.get("axes"), head.get("width")
-    if type(n_axes) is not int or type(width) is not int or not 0 < n_axes <= width <= 2**16:
+    if type(n_axes) is not int or type(width) is not int or not 0 < n_axes <= width <= MAX_WIDTH:
         raise BrokenBundleError(f"{name}: its axes are of another form; the sender's program is at fault: tell them")
+    if n_axes * width > MAX_PART_NUMBERS:
+        raise BrokenBundleError(f"{name}: {n_axes} axes of {width} numbers, beyond what is read; not a slide")
     try:
         reader = SectionReader(body)
         scale = reader.take_array("<f2", n_axes)
@@ -84,6 +113,7 @@ def dump_tiles(
     tiles: NDArray[np.int64],
     *,
     reason: NDArray[np.uint8],
+    since: NDArray[np.uint8],
     novelty: NDArray[np.float32] | None,
     codec: str,
     basis: FeatureBasis | None = None,
@@ -94,16 +124,18 @@ def dump_tiles(
         bag: The whole bag.
         tiles: Which, ascending.
         reason: (n_bag_tiles,) why each travels where it does.
+        since: (n_bag_tiles,) number of the part from which on each counts as chosen.
         novelty: (n_bag_tiles,) percentile; None without a reference.
         codec: Name in `CODECS`.
         basis: Axes sent before, if any.
     """
     encoded = encode(bag.vectors[tiles], codec, basis=basis)
-    focus = np.asarray(bag.focus[tiles], np.float32)
+    focus = np.clip(np.asarray(bag.focus[tiles], np.float32), -_FARTHEST, _FARTHEST)
     low, step = _find_range(focus)
     places = encode_places(bag.grid.column_row[tiles])
     writer = SectionWriter()
     writer.add(reason[tiles])
+    writer.add(since[tiles])
     writer.add(_code(focus, low, step, _UNKNOWN - 1))
     if novelty is not None:
         writer.add(_code(novelty[tiles], 0, 100 / _PERCENTILE_CODES, _PERCENTILE_CODES))
@@ -123,36 +155,87 @@ def dump_tiles(
     return _join(head, places + encoded.payload + writer.join())
 
 
+def peek_tiles(content: bytes, name: str) -> TilesHead:
+    """What a part with tiles says of itself; nothing is unpacked, and nothing in it is trusted.
+
+    Raises:
+        BrokenBundleError: It is not one, or says that it holds more than a part may.
+    """
+    head, _ = _split(content, name)
+    tiles, width, is_sampled = (head.get(key) for key in ("tiles", "width", "is_sampled"))
+    if type(tiles) is not int or type(width) is not int or type(is_sampled) is not bool:
+        raise BrokenBundleError(
+            f"{name}: a part with tiles is of another form; the sender's program is at fault: tell them"
+        )
+    if tiles < 1 or not 0 < width <= MAX_WIDTH or tiles * width > MAX_PART_NUMBERS:
+        raise BrokenBundleError(f"{name}: a part of {tiles} tiles of {width} numbers, beyond what is read; not a slide")
+    return TilesHead(tiles, width, is_sampled)
+
+
 def load_tiles(content: bytes, basis: FeatureBasis | None, name: str) -> TileRows:
     """Read a part with tiles; nothing in it is trusted.
 
     Raises:
         BrokenBundleError: It is not one, or does not hold what it says.
     """
+    promised = peek_tiles(content, name)
     head, body = _split(content, name)
     try:
-        n, width = _whole(head["tiles"]), _whole(head["width"])
         places_bytes, vector_bytes = (_whole(number) for number in head["bytes"])
-        low, step = (float(number) for number in head["focus"])
-        places = decode_places(body[:places_bytes], n)
-        payload = body[places_bytes : places_bytes + vector_bytes]
-        vectors = decode(EncodedVectors(head["codec"], (n, width), payload, head["header"]), basis=basis)
-        reader = SectionReader(body[places_bytes + vector_bytes :])
-        reason = _take_reasons(reader, n)
-        focus = _restore(reader.take_array(np.uint8, n), low, step)
-        unknown = np.full(n, np.nan, np.float32)
-        novelty = (
-            _restore(reader.take_array(np.uint8, n), 0, 100 / _PERCENTILE_CODES) if head["has_novelty"] else unknown
-        )
-        edge_reason, weight = np.zeros(n, np.uint8), np.ones(n, np.float32)
-        if head["is_sampled"]:
-            edge_reason, weight = _take_reasons(reader, n), reader.take_array("<f4", n).astype(np.float32)
-        reader.finish()
-        if not (np.isfinite(weight).all() and (weight >= 1).all() and np.isfinite([low, step]).all()):
-            raise ValueError("a weight or a range is out of range")
+        places = decode_places(body[:places_bytes], promised.tiles)
+        vectors = _load_vectors(head, body[places_bytes : places_bytes + vector_bytes], promised, basis)
+        rows = _load_facts(head, SectionReader(body[places_bytes + vector_bytes :]), places, vectors)
     except (UnreadableBagError, ValueError, KeyError, TypeError) as error:
         raise BrokenBundleError(f"{name}: a part with tiles cannot be read ({error})") from error
-    return TileRows(places, vectors, reason, focus, novelty, weight, edge_reason)
+    return rows
+
+
+def _load_vectors(
+    head: dict[str, Any], payload: bytes, promised: TilesHead, basis: FeatureBasis | None
+) -> NDArray[np.float16]:
+    header, width = head["header"], promised.width
+    if not isinstance(header, dict):
+        raise TypeError("the vectors have no header")
+    n_axes = header.get("axes", 0)
+    if type(n_axes) is not int or n_axes * width > MAX_PART_NUMBERS:
+        raise ValueError("more axes than are read")
+    decoded = decode(EncodedVectors(head["codec"], (promised.tiles, width), payload, header), basis=basis)
+    # Half a step beside the farthest number of float16 is still meant to be that number.
+    return np.clip(decoded, -_LARGEST, _LARGEST, out=decoded).astype(np.float16)
+
+
+def _load_facts(
+    head: dict[str, Any], reader: SectionReader, places: NDArray[np.int32], vectors: NDArray[np.float16]
+) -> TileRows:
+    n = len(places)
+    reason, since = _take_reasons(reader, n), reader.take_array(np.uint8, n)
+    focus = _restore(reader.take_array(np.uint8, n), *_read_range(head["focus"]))
+    novelty = np.full(n, np.nan, np.float32)
+    if _is_true(head["has_novelty"]):
+        codes = reader.take_array(np.uint8, n)
+        if ((codes > _PERCENTILE_CODES) & (codes < _UNKNOWN)).any():
+            raise ValueError("a percentile is above 100")
+        novelty = _restore(codes, 0, 100 / _PERCENTILE_CODES)
+    edge_reason, weight = np.zeros(n, np.uint8), np.ones(n, np.float32)
+    if _is_true(head["is_sampled"]):
+        edge_reason, weight = _take_reasons(reader, n), reader.take_array("<f4", n).astype(np.float32)
+    reader.finish()
+    if not ((weight >= 1) & (weight <= _MOST_WEIGHT)).all():
+        raise ValueError("a weight is out of range")
+    return TileRows(places, vectors, reason, since, focus, novelty, weight, edge_reason)
+
+
+def _read_range(numbers: Any) -> tuple[float, float]:
+    low, step = numbers
+    if type(low) is not float or type(step) is not float or not (abs(low) <= _FARTHEST and 0 < step <= _FARTHEST):
+        raise ValueError("the range of focus is out of range")
+    return low, step
+
+
+def _is_true(value: Any) -> bool:
+    if type(value) is not bool:
+        raise TypeError("a yes or no is neither")
+    return value
 
 
 def _whole(number: Any) -> int:

@@ -19,7 +19,7 @@ Exit codes:
   1    a bug in Slideway: please report it
   2    wrong use: arguments, encoder, or an output folder that cannot be written
   3    a slide or model package cannot be read; the message names the true cause
-  4    a person must decide: the slide states no microns per pixel
+  4    a person must decide: no microns per pixel, or the policy lets nothing leave
   5    some slides of several failed
   6    this computer could not finish: disk full, download failed
   130  interrupted; nothing half-written stays, run again to go on
@@ -38,8 +38,12 @@ class _Commands(click.Group):
         "doctor",
         "demo",
         "export",
+        "bundle",
+        "bytes",
+        "deidentify",
         "models",
         "similar",
+        "cloud",
         "cohort",
         "train",
         "evaluate",

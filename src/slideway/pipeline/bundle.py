@@ -12,9 +12,12 @@ from slideway.core.bundle import BriefFinding, BundleSummary
 from slideway.core.opinion import Finding, Opinion
 from slideway.core.tissue import TissueMask
 from slideway.pipeline.reading import SlideReading
+from slideway.tissue.shapes import close
 
 # The mission's bound; a slide whose tissue needs more at the coarsest useful precision goes above it, and says so.
 BUDGET_SHARE = 0.005
+_BLOT_GAP_UM = 2_000  # letters on a slide are some 2 to 4 mm high
+_BLOT_PX_UM = 100
 
 
 def bundle_reading(reading: SlideReading, thumbnail: NDArray[np.uint8], *, case: str = "") -> BuiltBundle:
@@ -102,9 +105,28 @@ def _tell(reading: SlideReading) -> dict[str, Any]:
 
 
 def _show_tissue(thumbnail: NDArray[np.uint8], mask: TissueMask) -> NDArray[np.uint8]:
-    is_shown = mask.pixels & ~mask.pen
+    is_shown = mask.pixels & ~_blot(mask.pen, mask.mpp)
     shown: NDArray[np.uint8] = np.where(is_shown[..., None], thumbnail, np.uint8(255))
     return shown
+
+
+def _blot(pen: NDArray[np.bool_], mpp: float) -> NDArray[np.bool_]:
+    """Ink with the gaps in and between letters filled: of strokes alone left blank, what they spell could be read.
+
+    A circle around a finding is wider than a gap in a letter; what lies inside it stays.
+    """
+    if not pen.any():
+        return pen
+    step = max(1, round(_BLOT_PX_UM / mpp))
+    height, width = pen.shape
+    rows, columns = -(-height // step), -(-width // step)
+    padded = np.zeros((rows * step, columns * step), bool)
+    padded[:height, :width] = pen
+    coarse = padded.reshape(rows, step, columns, step).any(axis=(1, 3))
+    around = round(_BLOT_GAP_UM / (mpp * step))
+    filled = close(np.pad(coarse, around), around)[around:-around, around:-around]
+    blotted: NDArray[np.bool_] = np.repeat(np.repeat(filled | coarse, step, axis=0), step, axis=1)[:height, :width]
+    return blotted
 
 
 def _attend(opinions: tuple[Opinion, ...]) -> NDArray[np.float32] | None:

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from slideway.bundles import EXPORTS
+from slideway.bundles import EXPORTS, read_bundle
 from slideway.core.errors import (
+    BrokenBundleError,
     DiskFullError,
     FingerprintMismatchError,
     OutputError,
@@ -18,6 +19,7 @@ from slideway.core.errors import (
     UnknownHeadError,
     UntrustedEncoderError,
     UntrustedHeadError,
+    WrongUseError,
 )
 from slideway.pipeline.opinions import choose_heads
 from slideway.pipeline.output import distinct_folder_names
@@ -172,6 +174,8 @@ def _find_answer(
         return None
     if not _same_resolution(result["slide"], settings) or not _has_files(folder, result, settings):
         return None
+    if not _same_bundle(folder, settings):
+        return None
     try:
         return result if hash_slide(path) == result["slide"]["sha256"] else None
     except OSError as error:
@@ -192,7 +196,7 @@ def _say_replaced(folder: Path, card: ModelCard, settings: dict[str, Any]) -> st
         return f"heads {', '.join(head['id'] for head in result.get('heads', [])) or 'none'}"
     if not _same_heads(result, card, settings):
         return f"site {result.get('site') or 'unknown'}"
-    return None
+    return None if _same_bundle(folder, settings) else "a bundle of another case or site"
 
 
 def _same_heads(result: dict[str, Any], card: ModelCard, settings: dict[str, Any]) -> bool:
@@ -200,6 +204,18 @@ def _same_heads(result: dict[str, Any], card: ModelCard, settings: dict[str, Any
     if result.get("heads", []) != choose_heads(card, settings.get("heads")).stamps:
         return False
     return not result.get("heads") or result.get("site", "") == settings.get("site", "")
+
+
+def _same_bundle(folder: Path, settings: dict[str, Any]) -> bool:
+    """Whether its bundle bears the case's pseudonym and the site that were given now; what was not given may be any."""
+    given = {name: settings[name] for name in ("case", "site") if settings.get(name)}
+    if not given:
+        return True
+    try:
+        summary = read_bundle(folder / "bundle.swb").summary
+    except (BrokenBundleError, WrongUseError):
+        return False  # none there yet, or damaged
+    return all(getattr(summary, name) == value for name, value in given.items())
 
 
 def _profile_of(result: dict[str, Any]) -> str:
