@@ -69,10 +69,13 @@ bench-bytes DATA *ARGS:
 bench-parity DATA *ARGS:
     python bench/parity/measure.py {{DATA}} {{ARGS}}
 
-# What writing a bundle adds to the reading of a slide (output folders of `slideway read`), and whether reading leaks.
-bench-bundles *READINGS:
+# What writing a bundle adds to the reading of a slide; takes output folders of `slideway read`.
+bench-bundle-cost *READINGS:
     python bench/bundles/write_cost.py {{READINGS}}
-    python bench/bundles/leaks.py
+
+# Whether reading 10,000 bundles leaks memory or open files.
+bench-bundle-leaks *BUNDLES:
+    python bench/bundles/leaks.py {{BUNDLES}}
 
 # How much of the picture, and of whose slide it is, comes back from features: docs/privacy.md (torch; half an hour).
 bench-privacy DATA *ARGS:

@@ -1,6 +1,7 @@
 """What leaves: only what the policy names, by a list of what may; and nothing else in Slideway packs for others."""
 
 import ast
+import io
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -14,11 +15,11 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
 import slideway
 from slideway.bundles.build import build_bundle
-from slideway.bundles.container import Part, pack_container
-from slideway.bundles.lock import lock_parts
+from slideway.bundles.container import Part, iterate_parts, pack_container, read_head
+from slideway.bundles.lock import Unlocker, lock_parts
 from slideway.bundles.policy import Level, Policy, ReceiverRule, fingerprint_of
 from slideway.bundles.read import read_bundle
-from slideway.bundles.release import release_bundle
+from slideway.bundles.release import release_bundle, release_region
 from slideway.core.errors import BrokenBundleError, LockedBundleError, PolicyError
 from slideway.registry.keys import SigningKey
 
@@ -275,6 +276,34 @@ def test_a_bug_in_packing_is_caught_before_anything_is_given(made, let, monkeypa
     monkeypatch.setattr(f"{module}._take_allowed", lambda case, rule: (list(made.parts), ()))
     with pytest.raises(PolicyError, match="holds a part that may not leave"):
         let(made.pack(), Level.OPINIONS)
+
+
+def test_a_region_leaves_by_the_same_rules(receiver, signer):
+    pixels = np.random.default_rng(0).integers(0, 255, (40, 60, 3), np.uint8)
+    picture = bytes(imagecodecs.webp_encode(pixels, lossless=True))
+
+    def release(level=Level.REGIONS, picture=picture, key=receiver, site="lung", **changes):
+        policy = rule_for(receiver, level, **changes)
+        return release_region(picture, slide_sha256="5a" * 32, rectangle=(10, 20, 60, 40), site=site, policy=policy,
+                              receiver="county", signer=signer, receiver_key=key and key.public_key())  # fmt: skip
+
+    file = io.BytesIO(release(sites=("lung",)))
+    head = read_head(file, "region")
+    unlocker = Unlocker(head.lock, receiver, "region")
+    place, region = [unlocker.unlock(i, part).content for i, part in enumerate(iterate_parts(file, head, "region"))]
+    assert json.loads(place) == {"slide": "5a" * 32, "rectangle": [10, 20, 60, 40]}
+    assert np.array_equal(imagecodecs.webp_decode(region), pixels)
+    assert head.signer == signer.public_bytes
+    assert picture in release(must_encrypt=False, key=None)
+    for changes, words in (
+        ({"level": Level.FEATURES}, "does not let regions leave"),
+        ({"key": X25519PrivateKey.generate()}, "somebody may have exchanged it"),
+        ({"key": None}, "no key of theirs is here"),
+        ({"sites": ("prostate",)}, "it stays"),
+        ({"picture": picture + b"EXIF"}, "carries more than pixels"),
+    ):
+        with pytest.raises(PolicyError, match=words):
+            release(**changes)
 
 
 def test_only_building_and_releasing_pack_a_bundle_and_only_releasing_locks_one():

@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -140,6 +140,48 @@ def release_bundle(
     )
 
 
+def release_region(
+    picture: bytes,
+    *,
+    slide_sha256: str,
+    rectangle: Sequence[int],
+    site: str,
+    policy: Policy,
+    receiver: str,
+    signer: Signer,
+    receiver_key: X25519PublicKey | None,
+) -> bytes:
+    """Make the container in which one region of a slide may leave as pixels: parts `place` and `region.webp`.
+
+    Writing on the glass in that place leaves with it: nobody looked.
+
+    Args:
+        picture: WebP without metadata.
+        slide_sha256: Of the slide, in hex.
+        rectangle: x, y, width, height in level-0 pixels.
+        site: Of the slide, as its summary says; empty when not given.
+        policy: What may leave.
+        receiver: Name of the receiver in it.
+        signer: Key of this node.
+        receiver_key: Key of the receiver; the policy must pin it.
+
+    Raises:
+        PolicyError: A rule does not let it leave; nothing was made.
+    """
+    rule = policy.require(receiver, Level.REGIONS)
+    lock_to = _choose_lock(rule, receiver_key, policy.source)
+    _require_site(site, rule, policy.source)
+    _require_bare_picture(picture, "a region")
+    place = json.dumps({"slide": slide_sha256, "rectangle": [int(number) for number in rectangle]}).encode()
+    parts = [Part("place", 3, place), Part("region.webp", 3, picture)]
+    made = pack_container(parts, signer=signer)
+    if lock_to is not None:
+        locked, lock = lock_parts(parts, lock_to)
+        made = pack_container(locked, lock=lock, signer=signer)
+    _check_sealed(made, parts, signer, lock_to)
+    return made
+
+
 def _choose_lock(rule: ReceiverRule, key: X25519PublicKey | None, source: str) -> X25519PublicKey | None:
     """The key to lock to: the one that the policy pins, and no other."""
     if key is None:
@@ -175,8 +217,12 @@ def _require_releasable(case: CaseBundle, rule: ReceiverRule, source: str) -> No
     ids = [summary.verdict, summary.codec, summary.encoder_id, *summary.reasons]
     if not all(_ID.fullmatch(word) for word in ids):
         raise PolicyError(f"{case.name}: a word in its summary is not of the form of an id; read the slide again")
-    if rule.sites and summary.site not in rule.sites:
-        told = f"from {summary.site}" if summary.site else "of no stated site (`slideway read --site ID` states it)"
+    _require_site(summary.site, rule, source)
+
+
+def _require_site(site: str, rule: ReceiverRule, source: str) -> None:
+    if rule.sites and site not in rule.sites:
+        told = f"from {site}" if site else "of no stated site (`slideway read --site ID` states it)"
         raise PolicyError(
             f"{source}: [receiver.{rule.name}] sites = {', '.join(rule.sites)}, and this slide is {told}; it stays"
         )
@@ -249,7 +295,7 @@ def _require_bare_picture(webp: bytes, name: str) -> None:
     riff_bytes, chunk_bytes = (int.from_bytes(webp[at : at + 4], "little") for at in (4, 16))
     is_bare = webp[:4] == b"RIFF" and webp[8:12] == b"WEBP" and webp[12:16] in {b"VP8 ", b"VP8L"}
     if not is_bare or riff_bytes + 8 != len(webp) or 20 + chunk_bytes + chunk_bytes % 2 != len(webp):
-        raise PolicyError(f"{name}: its thumbnail carries more than pixels; read the slide again")
+        raise PolicyError(f"{name}: its picture carries more than pixels; read the slide again")
 
 
 def _check_open(made: bytes, case: CaseBundle, rule: ReceiverRule) -> None:

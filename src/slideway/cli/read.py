@@ -13,6 +13,7 @@ from slideway.core.errors import SlidewayError, WrongUseError
 from slideway.pipeline.folder import Outcome, find_slides, read_slides
 from slideway.pipeline.opinions import choose_heads
 from slideway.pipeline.profile import PROFILES, STANDARD
+from slideway.registry.pseudonym import load_pseudonym_secret, make_pseudonym
 from slideway.registry.store import DEFAULT_ENCODER, find_encoder
 from slideway.slides.resolution import load_profiles
 
@@ -40,10 +41,20 @@ SOME_FAILED = 5
               help="Ask this head, in force or not; repeatable. Default: all heads in force.")  # fmt: skip
 @click.option("--site", default="", metavar="ID",
               help="Where the tissue comes from, e.g. lung (slideway coverage); heads of others refer.")  # fmt: skip
+@click.option("--case", "accession_number", metavar="ACCESSION",
+              help="Case number of these slides; only a pseudonym made of it is kept.")  # fmt: skip
 @click.option("--no-heads", is_flag=True, help="Ask no head: no findings.")
 @click.option("--again", is_flag=True, help="Read also what is already read.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object a slide, one a line.")
-def command(slides: tuple[Path, ...], *, config: Path | None, encoder: str, as_json: bool, **settings: Any) -> int:
+def command(
+    slides: tuple[Path, ...],
+    *,
+    config: Path | None,
+    encoder: str,
+    accession_number: str | None,
+    as_json: bool,
+    **settings: Any,
+) -> int:
     """Read slides: tissue, quality, embeddings, groups of like tiles, novelty, findings of heads in force.
 
     SLIDE is a slide file, a DICOM folder, or a folder that is searched for slides. What is already read is kept, so an
@@ -52,7 +63,9 @@ def command(slides: tuple[Path, ...], *, config: Path | None, encoder: str, as_j
 
     On a weak PC, --profile thrifty looks the tissue over coarsely and reads what stands out, what is most cellular,
     some of each kind of tissue and a random share of the rest; the report says so. A slide that was read with another
-    profile, encoder, site or other heads is read again.
+    profile, encoder, site, case or other heads is read again.
+
+    With --case, bundle.swb says by a pseudonym which slides are of one case; the number itself is written nowhere.
 
     \b
     Examples:
@@ -61,11 +74,14 @@ def command(slides: tuple[Path, ...], *, config: Path | None, encoder: str, as_j
       slideway read old-scan.tif --mpp 0.25
       slideway read scans/ --profile thrifty
       slideway read biopsy.svs --head my-head        ask a head by name, also one that is off
+      slideway read biopsy.svs --case A26-00123
       slideway read biopsy.svs --json | jq .findings
     """
     if settings["mpp"] is not None and settings["estimate_mpp"]:
         raise WrongUseError("--mpp gives the resolution and --estimate-mpp asks to guess it; use one of them")
     settings["heads"] = _name_heads(settings["heads"], none=settings.pop("no_heads"))
+    if accession_number is not None:
+        settings["case"] = make_pseudonym(load_pseudonym_secret(), accession_number)
     card = find_encoder(encoder)
     choose_heads(card, settings["heads"])  # refuses before any slide is read
     profiles = load_profiles(config)
