@@ -28,6 +28,19 @@ CRASH_POINTS = (
     "cloud.after-lease",
     "cloud.before-opinion",
     "cloud.after-opinion",
+    "edge.after-accept",
+    "edge.after-alone",
+    "edge.after-evict",
+    "edge.after-hash",
+    "edge.after-lease",
+    "edge.after-outcome",
+    "edge.after-read",
+    "edge.before-outcome",
+    "edge.before-sent",
+    "edge.child-after-read",
+    "edge.child-after-regions",
+    "edge.child-after-release",
+    "edge.in-opinion",
 )
 
 _passed: dict[str, int] = {}
