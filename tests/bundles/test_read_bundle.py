@@ -7,7 +7,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
-from slideway.bundles.build import build_bundle
+from slideway.bundles.build import DEFAULT_CODEC, build_bundle
 from slideway.bundles.container import pack_container
 from slideway.bundles.lock import lock_parts
 from slideway.bundles.read import read_bundle
@@ -93,7 +93,7 @@ def test_a_whole_bundle_says_what_went_in(toy, short_chunks, tmp_path):
     assert bundle.missing == ()
     assert bundle.opinion == content.opinion
     assert bundle.thumbnail[8:12] == b"WEBP"
-    assert bundle.summary == replace(content.summary, codec="steps")
+    assert bundle.summary == replace(content.summary, codec=DEFAULT_CODEC)
     bag = bundle.bag()
     assert bag.sampling is None
     assert np.array_equal(bag.grid.column_row, content.bag.grid.column_row)

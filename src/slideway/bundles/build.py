@@ -25,7 +25,8 @@ from slideway.core.bag import EmbeddingBag
 from slideway.core.bundle import BundleSummary
 
 OPINION, THUMBNAIL, FIRST_TILES = "opinion", "thumbnail", "tiles-0"
-DEFAULT_CODEC = "steps"  # docs/parity.md
+# Changes no answer about a slide; a budget falls from it to `steps`, then to `steps-coarse` (docs/parity.md).
+DEFAULT_CODEC = "steps-fine"
 # What a budget makes of it, finest first; nothing coarser keeps the answer (docs/parity.md).
 PRECISIONS = ("fp16", "int8", "steps-fine", "steps", "steps-coarse")
 MAX_TIER1_BYTES = 150_000 - MAX_TIER0_BYTES
