@@ -1,0 +1,1 @@
+"""The cloud's HTTP routes, by who may call them."""

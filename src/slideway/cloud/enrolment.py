@@ -1,0 +1,99 @@
+"""Let nodes in and out: an invitation is a code that works once; revoking works at once, on every request."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import secrets
+from dataclasses import dataclass
+
+from slideway.cloud.pki import pin_of
+from slideway.core.errors import WrongUseError
+from slideway.store.database import Store
+from slideway.store.nodes import TENANT_NAME, Node
+from slideway.sync.identity import decode_key
+
+INVITED_HOURS = 72.0
+_TEXT = re.compile(r"[^\x00-\x1f\x7f]{0,120}")
+_REASON = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+
+
+@dataclass(frozen=True)
+class Newcomer:
+    """What a node says of itself when it enrols.
+
+    Attributes:
+        code: One-time code.
+        public_key: (base64) Ed25519 key that it signs with.
+        version: That it runs.
+    """
+
+    code: str
+    public_key: str
+    version: str
+
+
+def invite_node(
+    store: Store, tenant: str, node: str, *, ca_pem: bytes, name: str = "", hours: float = INVITED_HOURS
+) -> str:
+    """Invite a node; returns the one line that its operator types, `CODE.PIN`. The code itself is not kept.
+
+    Raises:
+        WrongUseError: The id or the name is not of its form.
+        UnknownTenantError: There is no such tenant.
+    """
+    require_node_id(node)
+    if not _TEXT.fullmatch(name):
+        raise WrongUseError("the name of a node is one line of at most 120 letters")
+    code = secrets.token_urlsafe(18)
+    with store.transaction(tenant) as work:
+        work.nodes.invite(node, code_sha256=_hash(code), within_seconds=hours * 3600, name=name)
+        work.audit.append("node-invited", actor="operator", subject=node)
+    return f"{code}.{pin_of(ca_pem)}"
+
+
+def enrol_node(store: Store, newcomer: Newcomer) -> Node:
+    """Turn an invitation into a node with a key.
+
+    Raises:
+        UnknownRecordError: The code is not one, or not any more.
+        WrongUseError: The key is none.
+    """
+    decode_key(newcomer.public_key)
+    code = newcomer.code.partition(".")[0]
+    with store.transaction_of_all() as work:
+        node = work.nodes.enrol(_hash(code), public_key=newcomer.public_key)
+        own = work.of(node.tenant)
+        version = newcomer.version if _REASON.fullmatch(newcomer.version) else ""
+        own.nodes.note_seen(node.node, version=version, status={})
+        own.audit.append("node-enrolled", actor=node.node, subject=node.node, details={"key": newcomer.public_key})
+    return node
+
+
+def revoke_node(store: Store, tenant: str, node: str, *, reason: str) -> Node:
+    """Let a node do nothing any more, from its next request on.
+
+    Raises:
+        UnknownRecordError: There is no such node.
+    """
+    if not reason.strip() or not _TEXT.fullmatch(reason):
+        raise WrongUseError("say why, in one line of at most 120 letters: --reason stolen")
+    with store.transaction(tenant) as work:
+        revoked = work.nodes.revoke(node, reason=reason.strip())
+        code = reason.strip() if _REASON.fullmatch(reason.strip()) else "see-node"
+        work.audit.append("node-revoked", actor="operator", subject=node, details={"reason": code})
+    return revoked
+
+
+def require_node_id(node: str) -> None:
+    """Refuse what cannot be a node's id.
+
+    Raises:
+        WrongUseError: It is not.
+    """
+    if not TENANT_NAME.fullmatch(node):
+        raise WrongUseError(f"node {node!r}: 1 to 63 lower-case letters, digits and hyphens")
+
+
+def _hash(code: str) -> str:
+    return hashlib.sha256(code.strip().encode("utf-8", "replace")).hexdigest()
