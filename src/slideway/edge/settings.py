@@ -1,0 +1,364 @@
+"""The node's settings: `edge.toml`, frozen once read; a word that is not known is refused with its line."""
+
+from __future__ import annotations
+
+import inspect
+import re
+import tomllib
+from collections.abc import Iterator
+from dataclasses import dataclass, field, fields, is_dataclass
+from pathlib import Path
+from typing import Any, get_type_hints
+
+from slideway.core.errors import WrongUseError
+
+CONFIG = "edge.toml"
+GB = 10**9
+MB = 10**6
+
+
+@dataclass(frozen=True)
+class WatchSettings:
+    """`[watch]`: where scanners write.
+
+    Attributes:
+        folders: Folders that scanners write into, local or on a share; relative ones begin beside this file.
+        poll_seconds: How often to look. Shares tell nobody of changes, so every folder is polled.
+        quiet_seconds: A slide is taken in when nothing of it has changed for so long.
+        urgent_folders: A slide below a folder of one of these names goes before all others.
+    """
+
+    folders: tuple[str, ...] = ("scans",)
+    poll_seconds: float = 5.0
+    quiet_seconds: float = 30.0
+    urgent_folders: tuple[str, ...] = ("urgent",)
+
+
+@dataclass(frozen=True)
+class ReadingSettings:
+    """`[reading]`: how slides are read.
+
+    Attributes:
+        encoder: Id of an installed encoder, or a folder with a model card.
+        engine: `onnxruntime` or `openvino`; empty takes the one measured fastest here.
+        profile: How much is read: `standard`, `thrifty` or `thorough` (docs/profiles.md).
+        heads: Ids of heads that also speak as research opinions, whether in force or not.
+        site: Where in the body this laboratory's tissue comes from, when it is always the same; empty when not.
+        estimate_mpp: Accept an estimate when a slide states no microns per pixel; every output is marked.
+        workers: Slides that are read at a time.
+        threads: Cores for each worker; 0 shares all cores among them.
+        slide_seconds: A reading that takes longer is stopped and tried again.
+        lease_seconds: A worker that is not heard of for so long loses its slide to another.
+        attempts: After so many failures a slide is rejected, with the reason.
+    """
+
+    encoder: str = "slideway-small"
+    engine: str = ""
+    profile: str = "standard"
+    heads: tuple[str, ...] = ()
+    site: str = ""
+    estimate_mpp: bool = False
+    workers: int = 1
+    threads: int = 0
+    slide_seconds: float = 3600.0
+    lease_seconds: float = 120.0
+    attempts: int = 4
+
+
+@dataclass(frozen=True)
+class DiskSettings:
+    """`[disk]`: how much may lie here.
+
+    Attributes:
+        folder: Where the node keeps its store, keys, answers and what waits to leave.
+        budget_gb: Most that this folder may hold; above it no slide is taken in, until there is room.
+        min_free_gb: With less free on its disk no slide is taken in, until there is room.
+        reserve_mb: A file that is given up when the disk is full, so that what is in hand can still be written down.
+        kept_days: Answers of slides that have ended are kept so long; then only what the cloud has acknowledged goes.
+    """
+
+    folder: str = "state"
+    budget_gb: float = 50.0
+    min_free_gb: float = 5.0
+    reserve_mb: int = 64
+    kept_days: float = 90.0
+
+
+@dataclass(frozen=True)
+class PolicySettings:
+    """`[policy]`: what may leave.
+
+    Attributes:
+        file: The policy file; without one nothing leaves (docs/policy.md).
+        receiver: What the policy calls the cloud.
+    """
+
+    file: str = "policy.toml"
+    receiver: str = "cloud"
+
+
+@dataclass(frozen=True)
+class CloudSettings:
+    """`[cloud]`: how the line is used.
+
+    Attributes:
+        status_minutes: How often the node says how it is.
+        answer_alone_after_hours: A slide that the cloud has not answered after so long ends by what the edge says.
+        bytes_per_second: Limit on what is sent; 0 for none.
+        night_window: Hours for large tiers, as in `20:00-06:00`; empty for any hour.
+        proxy: Address of a proxy; empty for what the environment says (`HTTPS_PROXY`).
+        poll_seconds: How often to look for what is to be sent.
+        wait_seconds: How long one request waits at the cloud for its messages.
+    """
+
+    status_minutes: float = 5.0
+    answer_alone_after_hours: float = 24.0
+    bytes_per_second: float = 0.0
+    night_window: str = ""
+    proxy: str = ""
+    poll_seconds: float = 2.0
+    wait_seconds: float = 25.0
+
+
+@dataclass(frozen=True)
+class WebSettings:
+    """`[web]`: the pages.
+
+    Attributes:
+        host: Address to listen on. The pages ask for no password: leave it on loopback.
+        port: Port to listen on; 0 for any free one.
+        names: Further names under which the pages may be asked for; others are refused.
+    """
+
+    host: str = "127.0.0.1"
+    port: int = 8765
+    names: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class EdgeSettings:
+    """All settings of a node.
+
+    Attributes:
+        root: Where `edge.toml` lies; relative paths begin here.
+        watch: Where scanners write.
+        reading: How slides are read.
+        disk: How much may lie here.
+        policy: What may leave.
+        cloud: How the line is used.
+        web: The pages.
+    """
+
+    root: Path
+    watch: WatchSettings = field(default_factory=WatchSettings)
+    reading: ReadingSettings = field(default_factory=ReadingSettings)
+    disk: DiskSettings = field(default_factory=DiskSettings)
+    policy: PolicySettings = field(default_factory=PolicySettings)
+    cloud: CloudSettings = field(default_factory=CloudSettings)
+    web: WebSettings = field(default_factory=WebSettings)
+
+    def __post_init__(self) -> None:
+        least = {
+            "[reading] workers": (self.reading.workers, 1),
+            "[reading] attempts": (self.reading.attempts, 1),
+            "[reading] threads": (self.reading.threads, 0),
+            "[watch] poll_seconds": (self.watch.poll_seconds, 0.05),
+            "[watch] quiet_seconds": (self.watch.quiet_seconds, 0.0),
+            "[disk] reserve_mb": (self.disk.reserve_mb, 0),
+            "[cloud] poll_seconds": (self.cloud.poll_seconds, 0.05),
+            "[reading] lease_seconds": (self.reading.lease_seconds, 1.0),
+        }
+        for name, (value, bound) in least.items():
+            if value < bound:
+                raise WrongUseError(f"{name} = {value}: at least {bound}")
+
+    @property
+    def folders(self) -> tuple[Path, ...]:
+        """Folders that scanners write into."""
+        return tuple((self.root / folder).resolve() for folder in self.watch.folders)
+
+    @property
+    def policy_file(self) -> Path:
+        """The policy file."""
+        return self.root / self.policy.file
+
+    @property
+    def places(self) -> Places:
+        """Where the node keeps what is its own."""
+        return Places((self.root / self.disk.folder).resolve())
+
+
+@dataclass(frozen=True)
+class Places:
+    """What lies where in a node's own folder.
+
+    Attributes:
+        folder: The folder.
+    """
+
+    folder: Path
+
+    @property
+    def store_url(self) -> str:
+        """URL of the database."""
+        return f"sqlite:///{self.folder / 'slideway.db'}"
+
+    @property
+    def keys(self) -> Path:
+        """Folder of the private keys."""
+        return self.folder / "keys"
+
+    @property
+    def endpoint(self) -> Path:
+        """What is known of the cloud, written at enrolment."""
+        return self.folder / "endpoint.toml"
+
+    @property
+    def answers(self) -> Path:
+        """Output folders of readings, each named by its slide's hash."""
+        return self.folder / "answers"
+
+    @property
+    def outgoing(self) -> Path:
+        """Files that leave, each named by its hash."""
+        return self.folder / "outgoing"
+
+    @property
+    def reserve(self) -> Path:
+        """The file that is given up when the disk is full."""
+        return self.folder / "reserve"
+
+    @property
+    def paused(self) -> Path:
+        """There while the cloud's operator has paused reading."""
+        return self.folder / "paused"
+
+    @property
+    def serving(self) -> Path:
+        """Address of the pages while the node serves."""
+        return self.folder / "serving.json"
+
+
+SECTIONS = tuple(item.name for item in fields(EdgeSettings) if item.name != "root")
+
+
+@dataclass(frozen=True)
+class SettingNote:
+    """One setting, for the example file and the docs.
+
+    Attributes:
+        section: Its table.
+        key: Its name.
+        default: Its default, as TOML writes it.
+        words: What it does.
+    """
+
+    section: str
+    key: str
+    default: str
+    words: str
+
+
+def describe_settings() -> Iterator[SettingNote]:
+    """Every setting with its default and what it does, in order."""
+    types = get_type_hints(EdgeSettings)
+    for section in SECTIONS:
+        kind = types[section]
+        words = _read_words(kind)
+        for item in fields(kind):
+            yield SettingNote(section, item.name, _as_toml(item.default), words[item.name])
+
+
+def read_settings(path: Path) -> EdgeSettings:
+    """Read `edge.toml`.
+
+    Raises:
+        WrongUseError: Not there, not TOML, or a word or value that is not understood; the message names the line.
+    """
+    try:
+        text = path.read_text(encoding="utf-8-sig")  # editors on Windows put a mark in front
+    except (OSError, UnicodeDecodeError) as error:
+        why = error.strerror if isinstance(error, OSError) else "not UTF-8"
+        raise WrongUseError(f"{path.name}: cannot be read ({why}); `slideway edge init FOLDER` writes one") from error
+    return parse_settings(text, path.resolve().parent, path.name)
+
+
+def parse_settings(text: str, root: Path, source: str = CONFIG) -> EdgeSettings:
+    """Read settings from their text.
+
+    Raises:
+        WrongUseError: It is not understood to the last word.
+    """
+    try:
+        content = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise WrongUseError(f"{source}: not TOML: {error}") from error
+    reader = _Reader(text, source)
+    types = get_type_hints(EdgeSettings)
+    made: dict[str, Any] = {}
+    for section, table in content.items():
+        if section not in SECTIONS or not isinstance(table, dict):
+            raise reader.refuse(section, "", f"is not known; known are {', '.join(f'[{name}]' for name in SECTIONS)}")
+        made[section] = reader.read_section(section, table, types[section])
+    return EdgeSettings(root=root, **made)
+
+
+class _Reader:
+    """Turns tables into settings; every refusal names its line."""
+
+    def __init__(self, text: str, source: str) -> None:
+        self._lines, self._source = text.splitlines(), source
+
+    def read_section(self, section: str, table: dict[str, Any], kind: type[Any]) -> Any:
+        assert is_dataclass(kind)
+        types = get_type_hints(kind)
+        for key in table:
+            if key not in types:
+                raise self.refuse(section, key, f"is not known; known are {', '.join(types)}")
+        return kind(**{key: self._read_value(section, key, value, types[key]) for key, value in table.items()})
+
+    def _read_value(self, section: str, key: str, value: Any, kind: Any) -> Any:
+        if kind is float and type(value) in (int, float):
+            return float(value)
+        if kind in (int, bool, str) and type(value) is kind:
+            return value
+        if kind == tuple[str, ...] and isinstance(value, list) and all(isinstance(item, str) for item in value):
+            return tuple(value)
+        wanted = {str: "a text", float: "a number", int: "a whole number", bool: "true or false"}
+        raise self.refuse(section, key, f"must be {wanted.get(kind, 'a list of texts')}")
+
+    def refuse(self, section: str, key: str, what: str) -> WrongUseError:
+        line = self._find_line(section, key)
+        where = f"{self._source}, line {line}" if line else self._source
+        return WrongUseError(f"{where}: [{section}] {f'{key} ' if key else ''}{what}")
+
+    def _find_line(self, section: str, key: str) -> int:
+        line, here = 0, False
+        for number, text in enumerate(self._lines, start=1):
+            if header := re.match(r"\s*\[\s*([^\]]*?)\s*\]", text):
+                here = header[1] == section
+                line = number if here and not key else line
+            elif re.match(rf"\s*{re.escape(key or section)}\s*=", text) and (here or not key):
+                return number
+        return line
+
+
+def _read_words(kind: type[Any]) -> dict[str, str]:
+    """What a class says of each attribute in its docstring."""
+    words: dict[str, str] = {}
+    key = ""
+    for line in (inspect.getdoc(kind) or "").partition("Attributes:")[2].splitlines():
+        if found := re.match(r" {4}(\w+): (.*)", line):
+            key = found[1]
+            words[key] = found[2]
+        elif key and line.strip():
+            words[key] += f" {line.strip()}"
+    return words
+
+
+def _as_toml(value: Any) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, tuple):
+        return "[" + ", ".join(f'"{item}"' for item in value) + "]"
+    return f'"{value}"' if isinstance(value, str) else f"{value:g}" if isinstance(value, int) else f"{value}"
