@@ -12,7 +12,7 @@ import slideway
 from slideway.cli.main import cli
 
 ROOT = Path(__file__).parents[1]
-MAX_INSTALL_BYTES = 500_000_000
+MAX_INSTALL_BYTES = 600_000_000
 
 
 def plain_distributions() -> set[str]:
@@ -38,7 +38,7 @@ def plain_distributions() -> set[str]:
     return found
 
 
-def test_the_plain_install_stays_under_500_mb_and_brings_no_torch():
+def test_the_plain_install_stays_under_600_mb_and_brings_no_torch():
     names = plain_distributions()
     assert {"numpy", "onnxruntime", "tifffile", "openslide-bin"} <= names
     assert not names & {"torch", "timm", "transformers", "pandas", "scipy", "openvino"}

@@ -18,7 +18,7 @@ from slideway.bundles.build import build_bundle
 from slideway.bundles.container import Part, iterate_parts, pack_container, read_head
 from slideway.bundles.lock import Unlocker, lock_parts
 from slideway.bundles.policy import Level, Policy, ReceiverRule, fingerprint_of
-from slideway.bundles.read import read_bundle
+from slideway.bundles.read import read_bundle, read_region
 from slideway.bundles.release import release_bundle, release_region
 from slideway.core.errors import BrokenBundleError, LockedBundleError, PolicyError
 from slideway.registry.keys import SigningKey
@@ -294,6 +294,12 @@ def test_a_region_leaves_by_the_same_rules(receiver, signer):
     assert json.loads(place) == {"slide": "5a" * 32, "rectangle": [10, 20, 60, 40]}
     assert np.array_equal(imagecodecs.webp_decode(region), pixels)
     assert head.signer == signer.public_bytes
+    assert read_region(release(sites=("lung",)), key=receiver) == picture
+    assert read_region(release(must_encrypt=False, key=None)) == picture
+    with pytest.raises(LockedBundleError, match="locked to the receiver"):
+        read_region(release(sites=("lung",)))
+    with pytest.raises(BrokenBundleError, match="cut off"):
+        read_region(release(must_encrypt=False, key=None)[:-1])
     assert picture in release(must_encrypt=False, key=None)
     for changes, words in (
         ({"level": Level.FEATURES}, "does not let regions leave"),

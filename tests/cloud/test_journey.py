@@ -6,10 +6,14 @@ import hashlib
 import time
 from dataclasses import replace
 
+import imagecodecs
 import numpy as np
 import pytest
 from tests.cloud.conftest import run_cloud, write_bundle
 
+from slideway.bundles.container import Part, pack_container
+from slideway.bundles.lock import lock_parts
+from slideway.bundles.read import REGION
 from slideway.cloud.enrolment import invite_node, revoke_node
 from slideway.core.errors import LineRefusedError, NodeRevokedError
 from slideway.registry.heads import heads_folder
@@ -264,6 +268,12 @@ def test_a_question_goes_to_its_specialist_with_pixels_and_the_answer_comes_back
     slide, sha256 = hashlib.sha256(b"0").hexdigest(), hashlib.sha256(pixels).hexdigest()
     progress = node.line.begin_upload(UploadPlan("region", sha256, slide, (len(pixels),)))
     assert 3 in node.line.send_part(progress.path, 0, pixels).receipts
+    picture = bytes(imagecodecs.webp_encode(np.zeros((8, 8, 3), np.uint8), level=None, lossless=True))
+    parts, lock = lock_parts([Part("place", 3, b"{}"), Part(REGION, 3, picture)], node.endpoint.receiver)
+    region = pack_container(parts, lock=lock, signer=node.keys.signing)
+    locked_sha256 = hashlib.sha256(region).hexdigest()
+    progress = node.line.begin_upload(UploadPlan("region", locked_sha256, slide, (len(region),)))
+    assert 3 in node.line.send_part(progress.path, 0, region).receipts
     _says(node, "regions", 1, {"slide": slide, "regions": [{"sha256": sha256, "rectangle": [0, 0, 448, 448]}]})
     asked = {"consultation": "c-1", "slide": slide, "organ": "lung", "question": "malignant?", "urgent": True}
     _says(node, "consult-request", 1, asked, slide)
@@ -282,6 +292,8 @@ def test_a_question_goes_to_its_specialist_with_pixels_and_the_answer_comes_back
         assert detail["slide"]["verdict"] == "readable"
         assert detail["regions"][0]["rectangle"] == [0, 0, 448, 448]
         assert client.get(f"{one}/regions/{sha256}", headers=weber).content == pixels
+        locked = client.get(f"{one}/regions/{locked_sha256}", headers=weber)
+        assert (locked.content, locked.headers["content-type"]) == (picture, "image/webp")
         assert client.get(f"{one}/thumbnail", headers=weber).content[:4] == b"RIFF"
         for _ in range(2):
             answer = client.put(

@@ -136,6 +136,15 @@ def test_a_specialist_finds_nothing_of_other_organs(house):
         assert client.get("/v1/consultations/south/c-1", headers=lung).status_code == 404
 
 
+def test_what_a_browser_sends_by_itself_lets_people_look_and_change_nothing(house):
+    token = house.operator["Authorization"].removeprefix("Bearer ")
+    basic = {"Authorization": "Basic " + base64.b64encode(f"me:{token}".encode()).decode()}
+    with house.client() as client:
+        assert client.get("/fleet", headers=basic).status_code == 200
+        assert client.post("/v1/tenants", headers=basic, json={"tenant": "east"}).status_code == 401
+        assert client.post("/v1/tenants", headers=house.operator, json={"tenant": "east"}).status_code == 201
+
+
 def test_tokens_are_compared_in_constant_time(house, monkeypatch):
     import hmac
 

@@ -288,6 +288,33 @@ def test_policy_that_becomes_stricter_withdraws_what_waits(make_site: Callable[.
     edge.node.store.close()
 
 
+def test_policy_that_becomes_stricter_while_a_slide_is_read_lets_nothing_leave(make_site: Callable[..., Site]) -> None:
+    site = make_site()
+    edge = site.open()
+    edge.chores.run_once()
+    policy = site.settings.policy_file
+    policy.write_text(policy.read_text("utf-8").replace('may_leave = "features"', 'may_leave = "opinions"'), "utf-8")
+    edge.chores.run_once()  # sees the change before anything of the slide waits
+    read(edge.node, [finding()])
+    edge.chores.run_once()
+    with edge.node.store.reading(TENANT) as work:
+        assert not [row for row in work.outbox.find_all() if row.kind == "bundle"]
+        assert work.slides.get(SLIDE).facts["stays"] == "policy-changed"
+    assert look(edge.node) == ("reported", "edge-alone")
+    edge.node.store.close()
+
+
+def test_status_says_what_the_fleet_view_shows(edge: Edge) -> None:
+    read(edge.node, [finding()])
+    with edge.node.store.transaction(TENANT) as work:
+        work.bytes.record(SLIDE, 0, "out", 300, 100, "cloud", "tus")
+    edge.chores.run_once()
+    with edge.node.store.reading(TENANT) as work:
+        (status,) = (row.payload["body"] for row in work.outbox.find_all() if row.kind == "status")
+    assert (status["saved_bytes"], status["queue"], status["failures"]) == (600, 0, 0)  # of a slide of 1,000 bytes
+    assert 0 <= status["lag_seconds"] < 60
+
+
 def test_of_statuses_only_the_newest_waits_and_it_grows_over_restarts(edge: Edge) -> None:
     sequences = []
     for _ in range(2):

@@ -15,6 +15,7 @@ from slideway.edge.app import Edge
 from slideway.edge.node import Node, end_slide
 from slideway.edge.space import Space
 from slideway.store.slides import SlideState
+from slideway.sync.outgoing import UploadPlan, put_upload
 
 from .conftest import TENANT, Site, wait_for
 from .test_answers import SLIDE, acknowledge, finding, read
@@ -107,6 +108,18 @@ def test_tight_disk_takes_the_bulk_of_what_the_cloud_has(make_site: Callable[...
     assert sorted(path.name for path in folder.iterdir()) == ["report.html", "result.json"]
     assert not node.outgoing.has("b" * 64)
     assert space.evict() == []
+
+
+def test_regions_that_left_go_with_the_answer(make_site: Callable[..., Site]) -> None:
+    node, space, disk = make_space(make_site, "reserve_mb = 0\nmin_free_gb = 0.001")
+    end_and_fill(node)
+    region = node.outgoing.put(b"a region as pixels")
+    with node.store.transaction(TENANT) as work:
+        for row in put_upload(work, UploadPlan("region", region, SLIDE, (18,))):
+            work.outbox.mark_acknowledged(row.key, receipt="r")
+    disk.free = 0
+    assert space.evict() == [SLIDE]
+    assert not node.outgoing.has(region)
 
 
 def test_what_the_cloud_has_not_is_never_removed(make_site: Callable[..., Site]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from starlette.testclient import TestClient
 
+from slideway.core.errors import BusyStoreError
 from slideway.edge.app import Edge
 from slideway.edge.web.app import create_pages
 
@@ -50,6 +51,18 @@ def test_pages_are_only_looked_at(client: TestClient, method: str) -> None:
     answer = client.request(method, "/", headers={"origin": "http://evil.example"})
     assert answer.status_code == 405
     assert "access-control-allow-origin" not in answer.headers
+
+
+def test_store_that_does_not_answer_is_told_as_not_now(
+    client: TestClient, edge: Edge, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse() -> None:
+        raise BusyStoreError("slideway.db: another transaction holds what this one needs; try again")
+
+    monkeypatch.setattr(edge, "status", refuse)
+    answer = client.get("/")
+    assert (answer.status_code, answer.text.partition(";")[0]) == (503, "not now: store-busy")
+    assert answer.headers["content-security-policy"].startswith("default-src 'none'")
 
 
 def test_slide_shows_both_opinions_beside_each_other(client: TestClient, edge: Edge) -> None:

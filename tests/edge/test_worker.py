@@ -104,6 +104,51 @@ def test_encoder_at_fault_stops_reading_and_no_slide(edge: Edge, tiny_slides: li
     assert edge.crew.fault == "encoder-untrusted"
 
 
+def test_bug_ends_no_worker_and_is_told(edge: Edge, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[str] = []
+
+    def explode(name: str) -> bool:
+        calls.append(name)
+        raise KeyError(name)
+
+    monkeypatch.setattr(edge.crew, "run_once", explode)
+    thread = threading.Thread(target=edge.crew._work, args=("edge-0",))
+    thread.start()
+    wait_for(lambda: edge.crew.fault)
+    assert (edge.crew.fault, thread.is_alive(), calls) == ("worker-stopped", True, ["edge-0"])
+    edge.crew.stop()
+    thread.join(10)
+    assert not thread.is_alive()
+
+
+def test_bug_in_a_look_or_a_chore_ends_neither(edge: Edge, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("slideway.edge.app._BUG_SECONDS", 0.01)
+    looks: list[int] = []
+
+    def explode() -> None:
+        looks.append(1)
+        if len(looks) == 3:
+            edge._stop.set()
+        raise KeyError("x")
+
+    edge._go_on(explode)
+    assert len(looks) == 3
+
+
+def test_computer_that_starts_no_program_costs_the_slide_nothing(
+    edge: Edge, tiny_slides: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse() -> None:
+        raise OSError(11, "Resource temporarily unavailable")
+
+    monkeypatch.setattr("slideway.edge.worker._start_child", refuse)
+    put(edge, tiny_slides[0], attempts=1)
+    assert edge.crew.run_once()
+    slide, job = look(edge)
+    assert (slide.state.value, job.state, job.attempts) == ("accepted", JobState.WAITING, 0)
+    assert edge.crew.fault == "no-process"
+
+
 @pytest.mark.parametrize("code", sorted(FINAL | NODES_FAULT - {"blob-failed"}))
 def test_every_reason_has_plain_words(code: str) -> None:
     assert code in REASONS

@@ -576,3 +576,27 @@ def test_only_the_clouds_own_authority_is_believed_and_tls_is_counted(cloud: Clo
         with pytest.raises(CaptivePortalError, match="certificate"):
             wrong.receive_messages()
         wrong.close()
+
+
+def test_answers_do_not_wait_once_sending_works_again(
+    cloud: Cloud, line: Line, edge: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with cloud.store.transaction(TENANT) as work:
+        put_message(work, Message("o", "opinion", "", 1, {}), peer=NODE)
+    with edge.transaction(TENANT) as work:
+        put_message(work, Message("s", "status", "", 1, {}))
+    time = Time()
+    pump = Pump(edge, line, lambda *_: b"", {"opinion": note_arrival}, monotonic=time)
+    fetch = line.receive_messages
+
+    def down(*_: object, **__: object) -> None:
+        raise LineDownError("nobody answers")
+
+    monkeypatch.setattr(line, "receive_messages", down)
+    for _ in range(12):  # an outage of an hour: the next try is minutes away
+        time.sleep(400)
+        assert pump.receive_once().error == "line-down"
+    monkeypatch.setattr(line, "receive_messages", fetch)
+    assert pump.receive_once().error == "down"
+    assert pump.send_once().sent == ("s",)
+    assert pump.receive_once().received == 1

@@ -20,8 +20,6 @@ from dataclasses import dataclass
 from typing import Any, BinaryIO, Protocol
 
 import msgpack
-from cryptography.exceptions import InvalidSignature
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from slideway.core.errors import BrokenBundleError
 
@@ -185,6 +183,9 @@ def _read_seal(file: BinaryIO, id_: bytes, name: str) -> tuple[bytes | None, int
         return None, 1
     if kind != _ED25519:
         raise BrokenBundleError(f"{name}: sealed in way {kind}, unknown to this Slideway, or damaged; update Slideway")
+    from cryptography.exceptions import InvalidSignature  # noqa: PLC0415  # reading a slide signs nothing
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey  # noqa: PLC0415
+
     key, signature = _take(file, _KEY_BYTES, name), _take(file, _SIGNATURE_BYTES, name)
     try:
         Ed25519PublicKey.from_public_bytes(key).verify(signature, _SIGNED_AS + id_)

@@ -9,16 +9,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import imagecodecs
 import numpy as np
-from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
 from slideway.bundles.build import OPINION, THUMBNAIL
 from slideway.bundles.codecs import MAX_NUMBERS
 from slideway.bundles.container import BundleHead, iterate_parts, read_head
-from slideway.bundles.lock import Unlocker
 from slideway.bundles.order import weigh_tiles
 from slideway.bundles.summary_part import NAME as SUMMARY
 from slideway.bundles.summary_part import load_summary
@@ -28,8 +26,14 @@ from slideway.core.bundle import BundleSummary
 from slideway.core.errors import BrokenBundleError, WrongUseError
 from slideway.core.tissue import TileGrid
 
+if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
+
+    from slideway.bundles.lock import Unlocker
+
 _MAX_OPINION_BYTES = 4_000_000
 _TILES = re.compile(r"tiles-(0|[1-9][0-9]{0,2})")
+REGION = "region.webp"
 _KNOWN = {SUMMARY, OPINION, THUMBNAIL, AXES}
 
 
@@ -209,16 +213,42 @@ def read_bundle(source: Path | bytes, *, key: X25519PrivateKey | None = None) ->
         return _read(file, source.name, key)
 
 
+def read_region(content: bytes, *, key: X25519PrivateKey | None = None) -> bytes:
+    """The picture (WebP) in the container of one region, as `slideway.bundles.release.release_region` made it.
+
+    Args:
+        content: All of it.
+        key: The receiver's private key, where it is locked to it.
+
+    Raises:
+        BrokenBundleError: Not such a container, cut off, or changed.
+        LockedBundleError: Locked to another key, or no key was given.
+    """
+    file, name = io.BytesIO(content), "the region"
+    head = read_head(file, name)
+    unlocker = None if head.lock is None else _open_lock(head.lock, key, name)
+    for i, part in enumerate(iterate_parts(file, head, name)):
+        if part.name == REGION:
+            return part.content if unlocker is None else unlocker.unlock(i, part).content
+    raise BrokenBundleError(f"{name}: holds no picture, or was cut off before it; ask for it again")
+
+
 def _read(file: BinaryIO, name: str, key: X25519PrivateKey | None) -> CaseBundle:
     head = read_head(file, name)
     _require_known(head, name)
-    unlocker = None if head.lock is None else Unlocker(head.lock, key, name)
+    unlocker = None if head.lock is None else _open_lock(head.lock, key, name)
     contents: dict[str, bytes] = {}
     for i, part in enumerate(iterate_parts(file, head, name)):
         contents[part.name] = part.content if unlocker is None else unlocker.unlock(i, part).content
     if SUMMARY not in contents:
         raise BrokenBundleError(f"{name}: cut off before the end of its summary; nothing of it can be used")
     return CaseBundle(head, load_summary(contents[SUMMARY], name), contents, name)
+
+
+def _open_lock(lock: dict[str, Any], key: X25519PrivateKey | None, name: str) -> Unlocker:
+    from slideway.bundles.lock import Unlocker  # noqa: PLC0415  # reading a slide opens no lock, and loads no cryptography
+
+    return Unlocker(lock, key, name)
 
 
 def _require_known(head: BundleHead, name: str) -> None:

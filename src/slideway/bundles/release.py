@@ -21,7 +21,7 @@ from slideway.bundles.build import OPINION, THUMBNAIL
 from slideway.bundles.container import BundleHead, Part, Signer, iterate_parts, pack_container, read_head
 from slideway.bundles.lock import TAG_BYTES, lock_parts, name_receiver
 from slideway.bundles.policy import Level, Policy, ReceiverRule, fingerprint_of
-from slideway.bundles.read import CaseBundle, read_bundle
+from slideway.bundles.read import REGION, CaseBundle, read_bundle
 from slideway.bundles.summary_part import MAX_TIER0_BYTES, dump_summary
 from slideway.bundles.summary_part import NAME as SUMMARY
 from slideway.bundles.tiles_part import AXES, load_shared_axes, load_tiles
@@ -173,7 +173,7 @@ def release_region(
     _require_site(site, rule, policy.source)
     _require_bare_picture(picture, "a region")
     place = json.dumps({"slide": slide_sha256, "rectangle": [int(number) for number in rectangle]}).encode()
-    parts = [Part("place", 3, place), Part("region.webp", 3, picture)]
+    parts = [Part("place", 3, place), Part(REGION, 3, picture)]
     made = pack_container(parts, signer=signer)
     if lock_to is not None:
         locked, lock = lock_parts(parts, lock_to)

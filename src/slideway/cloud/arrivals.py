@@ -17,6 +17,7 @@ _SHA256 = re.compile(r"[0-9a-f]{64}")
 _WORD = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,63}")
 _MOST_WORDS = 64
 _MOST_REGIONS = 256
+_MOST_MPP = 1_000
 
 
 def make_handlers(desk: Desk) -> dict[str, Handler]:
@@ -92,7 +93,8 @@ def _read_region(region: Any) -> dict[str, Any]:
     is_box = isinstance(box, list) and len(box) == 4 and all(type(edge) is int and abs(edge) < 2**31 for edge in box)
     if not isinstance(sha256, str) or not _SHA256.fullmatch(sha256) or not is_box:
         raise refuse("a region has sha256 and rectangle [x, y, width, height]")
-    return {"sha256": sha256, "rectangle": box, "mpp": float(mpp) if isinstance(mpp, int | float) else None}
+    kept = float(mpp) if isinstance(mpp, int | float) and 0 < mpp < _MOST_MPP else None
+    return {"sha256": sha256, "rectangle": box, "mpp": kept}
 
 
 def _keep_words(body: Mapping[str, Any]) -> dict[str, Any]:

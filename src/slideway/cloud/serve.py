@@ -11,6 +11,7 @@ import ssl
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import anyio.to_thread
 import h11
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
@@ -27,6 +28,9 @@ from slideway.core.errors import SlidewayError, WrongUseError
 _EXPIRE_SECONDS = 600.0
 _GOODBYE_SECONDS = 0.2
 _BACKLOG = 2048
+# Requests that may use the store at a time: no more than the pool keeps connections. More threads only wait for each
+# other (measured by bench/cloud/load.py), and connections beyond the pool are opened anew for each transaction.
+_THREADS = 8
 KEEP_ALIVE_SECONDS = 75  # longer than most proxies keep an idle connection, so that they close it, not we
 
 
@@ -108,6 +112,7 @@ def serve_cloud(cloud: Cloud, *, role: str = "all", on_ready: Callable[[str], No
 
 
 async def _serve(cloud: Cloud, role: str, on_ready: Callable[[str], None] | None) -> int:
+    _limit_threads()
     listening = listen(cloud.settings.server)
     drain, crew = Drain(), cloud.hire() if role in ("worker", "all") else None
     server = _Server(make_config(cloud, create_app(cloud, role=role, drain=drain)))
@@ -123,6 +128,11 @@ async def _serve(cloud: Cloud, role: str, on_ready: Callable[[str], None] | None
         if chores is not None:
             chores.cancel()
     return await _end(cloud, crew, running)
+
+
+def _limit_threads() -> None:
+    """Of this event loop: those in which requests use store and disk."""
+    anyio.to_thread.current_default_thread_limiter().total_tokens = _THREADS
 
 
 def listen(server: ServerSettings) -> socket.socket:

@@ -16,7 +16,8 @@ def accept_slide(
     """The slide, known from now on, that this node speaks of it, and what is known of it now."""
     slide = work.slides.accept(slide_sha256, is_urgent=is_urgent)
     nodes = list(slide.facts.get("nodes", []))
-    more = dict(facts or {}) | ({} if node in nodes else {"nodes": [*nodes, node]})
+    more = {name: fact for name, fact in (facts or {}).items() if name not in slide.facts or slide.facts[name] != fact}
+    more |= {} if node in nodes else {"nodes": [*nodes, node]}
     return work.slides.add_facts(slide_sha256, more) if more else slide
 
 

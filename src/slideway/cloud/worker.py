@@ -22,7 +22,15 @@ from slideway.cloud.opinions import put_ask, put_opinion
 from slideway.cloud.settings import CloudSettings
 from slideway.cloud.slides import advance
 from slideway.core.crash import crash_here
-from slideway.core.errors import BlobError, ConflictError, LeaseLostError, SlidewayError, StoreError
+from slideway.core.errors import (
+    BlobError,
+    BrokenBlobError,
+    ConflictError,
+    LeaseLostError,
+    MissingBlobError,
+    SlidewayError,
+    StoreError,
+)
 from slideway.store.audit import Detail
 from slideway.store.blobs import Blobs
 from slideway.store.database import Store
@@ -34,6 +42,7 @@ from slideway.sync.identity import Keys
 IDLE_SECONDS = 0.5
 _LOOK_SECONDS = 0.5  # so soon a worker hears that it is to stop
 _HOUSEKEEPING_SECONDS = 30.0
+_CHILD_NICE = 10  # where cores are few, bundles are taken in before those that came are diagnosed
 _ALL_TIERS = 2
 # Policy levels, as a node's status says them, at which it answers when asked for pixels.
 _LETS_REGIONS = ("regions", "slide")
@@ -149,6 +158,9 @@ class Worker:
         except LeaseLostError:
             raise
         except (OverdueError, BrokenProcessPool, SlidewayError) as error:
+            if _is_outage(error):  # not the slide's fault: it costs no attempt, or a day without blobs would refer all
+                store.retrying(job.tenant, lambda work: work.jobs.give_back(job))
+                raise
             self._fail(job, error)
         else:
             store.retrying(
@@ -199,6 +211,11 @@ class Worker:
         self._tools.store.retrying(job.tenant, fail)
         self._tools.metrics.job_failures.labels(code).inc()
         log("job-failed", level=logging.WARNING, job=job.job_id, tenant=job.tenant, code=code, attempt=job.attempts)
+
+
+def _is_outage(error: Exception) -> bool:
+    """The database or the place for blobs is away; a blob that is not there, or broken, is another thing."""
+    return isinstance(error, StoreError | BlobError) and not isinstance(error, MissingBlobError | BrokenBlobError)
 
 
 class _GiveBackError(Exception):
@@ -257,13 +274,15 @@ class Bench:
 
 
 def _begin_child(threads: int) -> None:
-    """Children compute with few threads, and leave Ctrl-C to their parent."""
+    """Children compute with few threads, after what takes bundles in, and leave Ctrl-C to their parent."""
     import signal  # noqa: PLC0415  # only in the child
 
     from threadpoolctl import threadpool_limits  # noqa: PLC0415  # only in the child
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threadpool_limits(threads)
+    if hasattr(os, "nice"):  # not on Windows
+        os.nice(_CHILD_NICE)
 
 
 def settle_opinion(work: Work, job: Job, told: dict[str, Any], *, ask: bool) -> None:

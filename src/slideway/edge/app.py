@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,6 +34,7 @@ from slideway.sync.pace import read_window
 from slideway.sync.pump import Pump, PumpSettings
 
 _CHORE_SECONDS = 2.0
+_BUG_SECONDS = 30.0
 
 
 @dataclass
@@ -68,7 +71,10 @@ class Edge:
         """Begin to watch, read, send and see to chores, each in a thread of its own."""
         self.chores.begin()
         self.crew.start()
-        works = {"watch": self._watch, "chores": self._do_chores}
+        works: dict[str, Callable[[], None]] = {
+            "watch": lambda: self._go_on(self._watch),
+            "chores": lambda: self._go_on(self._do_chores),
+        }
         if self.pump is not None:
             pump = self.pump
             works["pump"] = lambda: pump.run(self._stop)
@@ -125,6 +131,15 @@ class Edge:
         )
         with self.node.store.reading(self.node.tenant) as work:
             return gather_status(work, self.node, momentary)
+
+    def _go_on(self, work: Callable[[], None]) -> None:
+        """Do something until the end; after a bug again: a thread that ends silently would stop the whole node."""
+        while not self._stop.is_set():
+            try:
+                work()
+            except Exception as error:  # noqa: BLE001  # a thread's outermost place
+                log("bug", level=logging.ERROR, error=type(error).__name__)
+                self._stop.wait(_BUG_SECONDS)
 
     def _watch(self) -> None:
         own = self.node.settings.watch

@@ -182,10 +182,15 @@ class Chores:
         slides, outbox = work.slides.counts(), work.outbox.counts()
         waiting = outbox[OutboxState.WAITING] + outbox[OutboxState.SENT]
         disk = self._space.state()
+        oldest_ms = min((row.created_ms for row in work.outbox.find_open(peer="cloud", limit=500)), default=None)
+        lag_ms = 0 if oldest_ms is None else time.time_ns() // 1_000_000 - oldest_ms
+        left = sum(slide.size_bytes for slide in work.slides.find_all() if slide.facts.get("leaving"))
         return {
             "queue": slides[SlideState.ACCEPTED],
             "waiting": waiting,
             "waiting_bytes": work.outbox.waiting_bytes(),
+            "lag_seconds": max(0, lag_ms // 1000),
+            "saved_bytes": max(0, left - work.bytes.total(direction="out").total_bytes),
             "ended": sum(slides[state] for state in (SlideState.REPORTED, SlideState.REFERRED)),
             "failures": slides[SlideState.REJECTED],
             "disk_free_bytes": shutil.disk_usage(self._node.places.folder).free,

@@ -76,15 +76,17 @@ def _fetch_authority(root: str, pin: str) -> str:
     unchecked.verify_mode = ssl.CERT_NONE  # what comes is compared with the pin in the code before it is used
     pem = _send("GET", f"{root}/v1/ca", unchecked, None).text
     try:
-        found = hashlib.sha256(ssl.PEM_cert_to_DER_cert(pem.strip())).hexdigest()
+        der = ssl.PEM_cert_to_DER_cert(pem.strip())
     except ValueError as error:
         raise CaptivePortalError(f"{root}: no cloud of Slideway answers there; check the address") from error
+    found = hashlib.sha256(der).hexdigest()
     if found[:_PIN_DIGITS] != pin.lower():
         raise CaptivePortalError(
             f"{root}: its authority is not the one that the code names ({found[:_PIN_DIGITS]}, not {pin}): a wrong "
             "address, or somebody between you and the cloud; nothing was sent"
         )
-    return pem
+    # Only what was hashed: behind the padding of its base64 the text may hold a second authority, somebody else's.
+    return ssl.DER_cert_to_PEM_cert(der)
 
 
 def _ask(method: str, url: str, context: ssl.SSLContext, content: dict[str, str]) -> dict[str, object]:

@@ -6,7 +6,6 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from slideway.core.errors import StoreError
 from slideway.edge.rights import Rights
 from slideway.edge.settings import EdgeSettings, Places
 from slideway.edge.shelves import Outgoing
@@ -86,18 +85,3 @@ def end_slide(work: Work, slide_sha256: str, state: SlideState, reason: str, *, 
             Message(f"slide-ended:{slide_sha256}", "slide-ended", slide_sha256, 0, body),
             slide_sha256=slide_sha256,
         )
-
-
-class Outage:
-    """The store's disk is full or away: what waits, waits; said once, not at every try."""
-
-    def __init__(self) -> None:
-        self.reason = ""
-
-    def note(self, error: StoreError) -> None:
-        """It does not work now."""
-        self.reason = error.code
-
-    def clear(self) -> None:
-        """It works again."""
-        self.reason = ""

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from slideway.bundles.policy import Level
 from slideway.core.crash import crash_here
 from slideway.edge.ends import decide_end
 from slideway.edge.node import ACTOR, Node, end_slide
+from slideway.store.audit import Detail
 from slideway.store.jobs import Job
 from slideway.store.slides import SlideState
 from slideway.store.work import Work
@@ -39,6 +41,7 @@ NODES_FAULT = frozenset(
         "fingerprint-mismatch",
         "wrong-use",
         "blob-failed",
+        "no-process",
     ]
 )
 
@@ -49,11 +52,11 @@ def record_reading(work: Work, node: Node, job: Job, told: Mapping[str, Any]) ->
     Raises:
         LeaseLostError: It is not; nothing of this is kept.
     """
-    slide, leaving = job.slide_sha256, told["leaving"]
-    # The policy may have become stricter while the slide was read; the pump asks once more before it sends.
+    slide = job.slide_sha256
+    leaving, stays = _take_leave(node, told)
     kept = {key: leaving[key] for key in ("sha256", "level", "ends")} if leaving else None
     work.jobs.complete(job, result={"leaving": kept["sha256"] if kept else "", "verdict": told["facts"]["verdict"]})
-    work.slides.add_facts(slide, {"reading": told["facts"], "leaving": kept, "stays": told["stays"]})
+    work.slides.add_facts(slide, {"reading": told["facts"], "leaving": kept, "stays": stays})
     for finding in told["findings"]:
         record_finding(work, slide, finding, place="edge", fingerprint=told["fingerprint"])
     details = {"verdict": told["facts"]["verdict"], "findings": len(told["findings"])}
@@ -69,6 +72,18 @@ def record_reading(work: Work, node: Node, job: Job, told: Mapping[str, Any]) ->
         end = decide_end(told["facts"]["verdict"], told["findings"], None)
         end_slide(work, slide, end.state, end.reason, tell=node.rights.may_tell)
     crash_here("edge.before-outcome")
+
+
+def _take_leave(node: Node, told: Mapping[str, Any]) -> tuple[Mapping[str, Any] | None, str]:
+    """What of a reading leaves, and why the rest stays.
+
+    The policy may have become stricter since the child asked. What is put into the outbox after that is not withdrawn
+    by `Chores`, which look at a change of the policy once: so it is asked here again, in the transaction.
+    """
+    leaving = told["leaving"]
+    if leaving and node.rights.now().level < min(Level[str(leaving["level"]).upper()], Level.FEATURES):
+        return None, "policy-changed"
+    return leaving, str(told["stays"])
 
 
 def record_finding(work: Work, slide: str, finding: Mapping[str, Any], *, place: Any, fingerprint: str) -> None:
@@ -99,13 +114,18 @@ def record_failure(work: Work, node: Node, job: Job, code: str, *, can_retry: bo
     return True
 
 
-def record_regions(work: Work, job: Job, regions: Sequence[Mapping[str, Any]]) -> None:
+def record_regions(work: Work, node: Node, job: Job, regions: Sequence[Mapping[str, Any]]) -> None:
     """Let regions leave, each as a file, and say which is which.
 
     Raises:
         LeaseLostError: The job is not ours any more.
     """
     slide, bundle = job.slide_sha256, str(job.payload["bundle"])
+    if node.rights.now().level < Level.REGIONS:  # stricter since the child asked, as in `_take_leave`
+        work.jobs.complete(job, result={"regions": []})
+        details: dict[str, Detail] = {"reason": "policy-changed"}
+        work.audit.append("regions-not-sent", actor=ACTOR, subject=slide, details=details)
+        return
     work.jobs.complete(job, result={"regions": [row["sha256"] for row in regions]})
     for row in regions:
         put_upload(work, UploadPlan("region", row["sha256"], slide, (row["n_bytes"],)), is_urgent=job.is_urgent)

@@ -154,7 +154,10 @@ class Space:
         else:
             for name in BULK:
                 (folder / name).unlink(missing_ok=True)
-        self._node.outgoing.remove(slide.facts["leaving"]["sha256"])
+        with self._node.store.reading(self._node.tenant) as work:
+            sent = {row.blob_sha256 for row in work.outbox.find_all(slide_sha256=slide.slide_sha256)}
+        for sha256 in filter(None, sent):  # the bundle, and regions that were asked for
+            self._node.outgoing.remove(sha256)
         crash_here("edge.after-evict")
         stage = "all" if everything else "bulk"
         try:

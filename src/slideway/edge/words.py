@@ -34,6 +34,7 @@ REASONS = {
     "head-unknown": "a head that the settings name is not installed",
     "head-untrusted": "a head is not what its card says; install it again",
     "fingerprint-mismatch": "a head that the settings name is for another encoder",
+    "no-process": "the computer starts no further program; it may lack memory",
     "wrong-use": "a setting cannot be met; see the log",
     "store-full": "the disk is full",
     "store-busy": "the store was busy",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import subprocess
 import sys
 import threading
@@ -25,6 +26,7 @@ _BUSY_PAUSE_SECONDS = 1.0
 _AWAY_SECONDS = 60.0  # a slide whose share is gone is looked for again after so long
 _LOOK_SECONDS = 0.25
 _STOPPED, _TOO_LONG, _DIED, _GONE, _AWAY = "stopped", "reading-too-long", "worker-stopped", "slide-gone", "folder-away"
+_NO_PROCESS = "no-process"
 
 
 @dataclass(frozen=True)
@@ -98,7 +100,7 @@ class Crew:
         self._give_back_away()
         with node.store.transaction(node.tenant) as work:
             job = work.jobs.lease(name, seconds=node.settings.reading.lease_seconds, steps=(READ, REGIONS))
-        if self.fault.startswith("store-"):
+        if self.fault.startswith("store-") or self.fault in (_DIED, _NO_PROCESS):
             self.fault = ""
         if job is None:
             return False
@@ -118,6 +120,9 @@ class Crew:
                     continue
             except StoreError as error:
                 self._note_fault(error.code)
+            except Exception as error:  # noqa: BLE001  # the worker's top loop: a bug costs one job an attempt
+                log("bug", level=logging.ERROR, error=type(error).__name__)
+                self._note_fault(_DIED)
             self._node.has_work.wait(_POLL_SECONDS)
             self._node.has_work.clear()
 
@@ -141,7 +146,7 @@ class Crew:
 
         def commit(work: Any) -> None:
             if job.step == REGIONS:
-                record_regions(work, job, done["regions"])
+                record_regions(work, node, job, done["regions"])
             else:
                 record_reading(work, node, job, done)
 
@@ -230,7 +235,10 @@ class Crew:
             "estimate_mpp": own.estimate_mpp,
             "rectangles": job.payload.get("rectangles", []),
         }
-        child = _start_child()
+        try:
+            child = _start_child()
+        except OSError:
+            return Told(code=_NO_PROCESS)
         answer: list[bytes] = []
         listener = threading.Thread(target=lambda: answer.append(_listen(child)), daemon=True)
         listener.start()

@@ -27,6 +27,7 @@ MARK = {"Slideway": "1"}
 """On every answer: a portal or a proxy that answers in our place does not have it."""
 MAX_WAIT_SECONDS = 55.0
 _RING_SECONDS = 1.0
+_HELD_BYTES = 2**18
 ZSTD_JSON = "application/vnd.slideway+zstd"
 
 
@@ -108,11 +109,7 @@ def _add_uploads(router: APIRouter, face: Face) -> None:
         method = request.headers.get("x-http-method-override", request.method).upper()
         if method == "OPTIONS":
             return _as_response(face.tus.options())
-        try:
-            sender = await find_sender(face.sessions, request)
-        except SlidewayError as error:
-            return answer_error(error)
-        return _as_response(await _answer_tus(face.tus, method, sender, upload_id, request))
+        return await _answer_tus(face, method, upload_id, request)
 
     @router.api_route("/uploads", methods=["OPTIONS", "POST"], summary="tus 1.0.0: begin an upload", status_code=201)
     async def uploads(request: Request) -> Response:
@@ -128,19 +125,42 @@ def _add_uploads(router: APIRouter, face: Face) -> None:
         return await answer(request, upload_id)
 
 
-async def _answer_tus(tus: TusServer, method: str, sender: Sender, upload_id: str | None, request: Request) -> Answer:
+async def _answer_tus(face: Face, method: str, upload_id: str | None, request: Request) -> Response:
     """One tus request; the disk and the store are waited for in threads, the client's bytes are not."""
-    begun = await run_in_threadpool(_begin_tus, tus, method, sender, upload_id, dict(request.headers))
+    try:
+        begun = await run_in_threadpool(_begin, face, method, upload_id, dict(request.headers))
+    except SlidewayError as error:
+        return answer_error(error)
     if isinstance(begun, Answer):
-        return begun
+        return _as_response(begun)
+    held = bytearray()  # each way into a thread costs more than what a few kilobytes have to do there
     try:
         async for chunk in request.stream():
-            if chunk:
-                await run_in_threadpool(begun.write, chunk)
+            held += chunk
+            if len(held) >= _HELD_BYTES:
+                content, held = bytes(held), bytearray()
+                await run_in_threadpool(begun.write, content)
     except ClientDisconnect:
-        await run_in_threadpool(begun.cut)
-        return Answer(400)  # nobody hears it
-    return await run_in_threadpool(begun.finish)
+        await run_in_threadpool(_cut, begun, bytes(held))
+        return _as_response(Answer(400))  # nobody hears it
+    return _as_response(await run_in_threadpool(_finish, begun, bytes(held)))
+
+
+def _cut(reception: Reception, content: bytes) -> None:
+    if content:
+        reception.write(content)
+    reception.cut()
+
+
+def _finish(reception: Reception, content: bytes) -> Answer:
+    if content:
+        reception.write(content)
+    return reception.finish()
+
+
+def _begin(face: Face, method: str, upload_id: str | None, headers: dict[str, str]) -> Reception | Answer:
+    sender = face.sessions.find_sender(headers.get("authorization", ""))
+    return _begin_tus(face.tus, method, sender, upload_id, headers)
 
 
 def _begin_tus(
@@ -168,6 +188,8 @@ def _add_messages(router: APIRouter, face: Face) -> None:
             content = await run_in_threadpool(_accept, face, sender, packed)
         except SlidewayError as error:
             return answer_error(error)
+        except ClientDisconnect:  # the line broke in the middle of the batch: it comes again, whole
+            return _as_response(Answer(400))  # nobody hears it
         return _packed(content)
 
     @router.get("/messages", summary="Messages for a node; waits until there is one")

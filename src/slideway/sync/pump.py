@@ -210,6 +210,8 @@ class Pump:
             self._note_traffic(rows[0] if rows else None, payload_bytes=0)
             return Step(tuple(row.key for row in rows), error=error.code)
         self._note_up(self._sending)
+        if self._receiving.state is LineState.DOWN and not self._receiving.is_asked:
+            self._receiving.not_before = float("-inf")  # the line is back: answers need not wait longer either
         return Step(tuple(row.key for row in rows), tuple(acknowledged))
 
     def receive_once(self, *, wait_seconds: float = 0) -> Step:

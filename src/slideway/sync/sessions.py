@@ -10,7 +10,7 @@ import json
 import secrets
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from slideway.core.errors import LineRefusedError, NodeRevokedError, UnknownRecordError, UnknownTenantError
@@ -29,10 +29,12 @@ class Sender:
     Attributes:
         tenant: Whose node it is.
         node: Id of the node.
+        public_key: (base64) Its key, as the store had it when this request began; empty when it was not looked up.
     """
 
     tenant: str
     node: str
+    public_key: str = field(default="", compare=False)
 
 
 @dataclass(frozen=True)
@@ -107,7 +109,7 @@ class Sessions:
         _check_state(node)
         if content["key"] != hashlib.sha256(node.public_key.encode("utf-8")).hexdigest()[:16]:
             raise _unproven()
-        return Sender(node.tenant, node.node)
+        return Sender(node.tenant, node.node, node.public_key)
 
     def _find_node(self, tenant: str, node: str) -> Node | None:
         try:

@@ -179,20 +179,17 @@ class Shelf:
         if plan is None:
             return Standing(self._finish_nameless(upload), {}, None)
         whole = [piece for piece in plan.pieces if piece.end_bytes <= upload.offset_bytes]
-        if upload.state is UploadState.OPEN:
-            if upload.offset_bytes == upload.length_bytes:
-                self._verify(upload)
-            try:
-                upload = self._take(sender, upload, plan, whole)
-            except FileNotFoundError:  # another request finished it and removed the file
-                upload = self._reload(upload)
-                if upload.state is UploadState.OPEN:
-                    raise
+        if upload.state is UploadState.OPEN and upload.offset_bytes == upload.length_bytes:
+            self._verify(upload)
+        try:
+            upload, here, stop = self._take(sender, upload, plan, whole)
+        except FileNotFoundError:  # another request finished it and removed the file
+            upload = self._reload(upload)
+            if upload.state is UploadState.OPEN:
+                raise
+            upload, here, stop = self._take(sender, upload, plan, whole)
         if upload.state is UploadState.COMPLETE:
             self._path(upload).unlink(missing_ok=True)
-        with self._store.reading(sender.tenant) as work:
-            here = [piece for piece in whole if work.inbox.find(sender.node, piece.key) is not None]
-            stop = self._intake.stop_at(work, sender, plan) if upload.state is UploadState.OPEN else None
         return Standing(upload, {piece.tier: self._sign(sender, plan, piece) for piece in here}, stop)
 
     def end(self, upload: Upload) -> None:
@@ -219,14 +216,21 @@ class Shelf:
                 path.unlink(missing_ok=True)
         return len(expired)
 
-    def _take(self, sender: Sender, upload: Upload, plan: UploadPlan, whole: list[Piece]) -> Upload:
+    def _take(
+        self, sender: Sender, upload: Upload, plan: UploadPlan, whole: list[Piece]
+    ) -> tuple[Upload, list[Piece], int | None]:
+        """Let what is new take effect; the upload as it is then, which pieces are here, and which tier ends it."""
+        is_open = upload.state is UploadState.OPEN
         with self._store.reading(sender.tenant) as work:
-            new = [piece for piece in whole if work.inbox.find(sender.node, piece.key) is None]
+            here = [piece for piece in whole if work.inbox.find(sender.node, piece.key) is not None]
+            new = [piece for piece in whole if piece not in here]
+            if not is_open or (not new and upload.offset_bytes != upload.length_bytes):
+                return upload, here, self._intake.stop_at(work, sender, plan) if is_open else None
         for piece in new:
             self._intake.keep(sender, plan, piece, self._path(upload))
             crash_here("tus.after-keep")
 
-        def take(work: Work) -> Upload:
+        def take(work: Work) -> tuple[Upload, int | None]:
             for piece in new:
                 accepted = work.inbox.accept(
                     sender.node, piece.key, kind=plan.kind, sha256=plan.sha256, sequence=piece.tier, subject=plan.slide
@@ -235,14 +239,12 @@ class Shelf:
                     self._intake.take(work, sender, plan, piece)
             now = work.uploads.get(upload.upload_id)
             if now.state is UploadState.OPEN and now.offset_bytes == now.length_bytes:
-                return work.uploads.complete(upload.upload_id, sha256=plan.sha256)
-            return now
+                now = work.uploads.complete(upload.upload_id, sha256=plan.sha256)
+            return now, self._intake.stop_at(work, sender, plan) if now.state is UploadState.OPEN else None
 
-        if not new and upload.offset_bytes != upload.length_bytes:
-            return upload
-        settled = self._store.retrying(sender.tenant, take)
+        settled, stop = self._store.retrying(sender.tenant, take)
         crash_here("tus.after-take")
-        return settled
+        return settled, whole, stop
 
     def _finish_nameless(self, upload: Upload) -> Upload:
         """A file about which nothing was said is kept as it came, under its id, for whoever asked for it."""

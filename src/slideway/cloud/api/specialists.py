@@ -6,7 +6,8 @@ from typing import Any
 
 from fastapi import APIRouter, Response
 
-from slideway.bundles.read import read_bundle
+from slideway.bundles.container import MAGIC
+from slideway.bundles.read import read_bundle, read_region
 from slideway.cloud.api.guards import Specialist
 from slideway.cloud.api.models import (
     AnswerRequest,
@@ -75,7 +76,7 @@ def make_specialists_router(store: Store, blobs: Blobs, keys: Keys, desk: Desk) 
     @router.get(
         "/{tenant}/{consultation}/regions/{sha256}",
         response_class=Response,
-        responses={200: {"content": {"application/octet-stream": {}}, "description": "The pixels as they came"}},
+        responses={200: {"content": {"image/webp": {}, "application/octet-stream": {}}, "description": "The pixels"}},
         summary="Pixels of a region that was asked for",
     )
     def give_region(tenant: TenantId, consultation: ConsultationId, sha256: Sha256, person: Specialist) -> Response:
@@ -84,9 +85,16 @@ def make_specialists_router(store: Store, blobs: Blobs, keys: Keys, desk: Desk) 
             pixels = work.slides.get(row.slide_sha256).facts.get("pixels", {})
         if sha256 not in pixels:
             raise UnknownRecordError("no such region of this slide")
-        return Response(blobs.get(tenant, sha256), media_type="application/octet-stream")
+        return _open_region(blobs.get(tenant, sha256), keys)
 
     return router
+
+
+def _open_region(content: bytes, keys: Keys) -> Response:
+    """A region's picture: nodes lock it to this cloud, as they do bundles."""
+    if content.startswith(MAGIC):
+        return Response(read_region(content, key=keys.receiving), media_type="image/webp")
+    return Response(content, media_type="application/octet-stream")
 
 
 def describe(row: Consultation) -> ConsultationLine:

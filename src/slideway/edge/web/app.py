@@ -9,12 +9,12 @@ from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fastapi import FastAPI, Response
-from fastapi.responses import HTMLResponse
+from fastapi import FastAPI, Request, Response
+from fastapi.responses import HTMLResponse, PlainTextResponse
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from slideway.core.errors import SlidewayError, StoreError
+from slideway.core.errors import SlidewayError
 from slideway.edge.child import THUMBNAIL
 from slideway.edge.logs import log
 from slideway.edge.status import describe
@@ -49,6 +49,7 @@ def create_pages(edge: Edge) -> ASGIApp:
     app.add_api_route("/slides/{sha256}/thumbnail", pages.thumbnail)
     app.add_api_route("/api/status", pages.status_json)
     app.add_api_route("/style.css", pages.style)
+    app.add_exception_handler(SlidewayError, _say_not_now)
     own = edge.node.settings.web
     return _Door(app, names=(*_LOOPBACK, own.host, *own.names))
 
@@ -145,11 +146,14 @@ class _Door:
         if scope["method"] not in ("GET", "HEAD"):
             await _say(send, 405, "these pages are only looked at")
             return
-        try:
-            await self._app(scope, receive, _guard(send))
-        except (StoreError, SlidewayError) as error:
-            log("page-failed", code=error.code)
-            await _say(send, 503, f"not now: {error.code}; reading goes on, try again in a moment")
+        await self._app(scope, receive, _guard(send))
+
+
+async def _say_not_now(_: Request, error: Exception) -> Response:
+    """The store or the disk does not answer now."""
+    code = error.code if isinstance(error, SlidewayError) else "internal"
+    log("page-failed", code=code)
+    return PlainTextResponse(f"not now: {code}; reading goes on, try again in a moment", 503)
 
 
 def _guard(send: Send) -> Send:
