@@ -77,6 +77,21 @@ bench-bundle-cost *READINGS:
 bench-bundle-leaks *BUNDLES:
     python bench/bundles/leaks.py {{BUNDLES}}
 
+# How much one cloud carries, beside a plain S3 server; and 2,000 nodes that come back at once: docs/load.md (PostgreSQL).
+bench-load *ARGS:
+    python bench/cloud/load.py --roles api,api {{ARGS}}
+
+bench-herd *ARGS:
+    python bench/cloud/herd.py {{ARGS}}
+
+# Kill every process of nodes and cloud, thousands of times: docs/reliability.md.
+bench-kill *ARGS:
+    python bench/reliability/kill.py {{ARGS}}
+
+# Memory, processor time and cold start of a node with nothing to do: docs/edge.md.
+bench-idle:
+    python bench/edge/idle.py
+
 # How much of the picture, and of whose slide it is, comes back from features: docs/privacy.md (torch; half an hour).
 bench-privacy DATA *ARGS:
     python bench/privacy/measure.py {{DATA}} {{ARGS}}
