@@ -13,6 +13,7 @@ import asyncio
 import json
 import os
 import random
+import re
 import statistics
 import tempfile
 import time
@@ -240,7 +241,7 @@ def turn_fsync_on(program: str) -> None:
     done = subprocess.run(
         [program, "shell", *where], input=order, text=True, capture_output=True, check=True, timeout=60
     )
-    if '"fsync": true' not in done.stdout and '"fsync":' not in done.stdout:
+    if not re.search(r'"fsync":\s*true', done.stdout):
         raise RuntimeError(f"fsync was not turned on: {done.stdout[-500:]} {done.stderr[-500:]}")
 
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 import pytest
 from starlette.testclient import TestClient
 
-from slideway.core.errors import BusyStoreError
+from slideway.core.errors import BusyStoreError, WrongUseError
 from slideway.edge.app import Edge
+from slideway.edge.serve import listen
+from slideway.edge.settings import WebSettings
 from slideway.edge.web.app import create_pages
 
 from .test_answers import SLIDE, finding, opinion, read, say
@@ -119,3 +121,23 @@ def test_a_node_at_its_limit_says_so_on_every_page(client: TestClient, edge: Edg
     edge.crew.fault = "encoder-untrusted"
     for path in ("/", "/status"):
         assert "No slide is read: its encoder is not what its card says" in client.get(path).text
+
+
+def test_first_page_opens_the_first_list_that_holds_something(client: TestClient, edge: Edge) -> None:
+    read(edge.node, [finding()])
+    say(edge.node, "opinion", opinion([finding(labels=("no",))]))
+    assert "a person decides" in client.get("/").text
+    assert "Nothing is under way" in client.get("/?show=open").text
+
+
+def test_unknown_address_is_a_page_too(client: TestClient) -> None:
+    answer = client.get("/nowhere")
+    assert answer.status_code == 404
+    assert "This is not here" in answer.text
+
+
+def test_port_that_is_taken_is_said_with_what_to_do() -> None:
+    with listen(WebSettings(port=0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(WrongUseError, match=rf"port {port}: cannot be listened on .*\[web\] host and port"):
+            listen(WebSettings(port=port))

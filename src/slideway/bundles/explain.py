@@ -202,6 +202,8 @@ def _say_vectors(case: CaseBundle | None) -> str:
     came = sum(
         peek_tiles(content, case.name).tiles for name, content in case.contents.items() if name.startswith(_TILES)
     )
+    if came == 0:
+        return "vectors of tiles stand in its list, and none of them came"
     told = "all" if came == case.summary.tiles else f"{came:,} of"
     return f"vectors of {told} {case.summary.tiles:,} tiles with their places ({case.summary.codec}): {risk}"
 

@@ -75,7 +75,7 @@ def explain(file: Path, *, key_file: Path | None, as_json: bool) -> int:
     return 0
 
 
-@command.command("release")
+@command.command("release", short_help="Make what may leave for a receiver: signed, locked.")
 @click.argument("file", type=_FILE, metavar="FILE")
 @click.option("--to", "receiver", required=True, metavar="RECEIVER", help="Its name in the policy file.")
 @click.option("--policy", "policy_file", type=_FILE, metavar="FILE",
@@ -111,7 +111,7 @@ def release(
     return 0
 
 
-@command.command("unpack")
+@command.command("unpack", short_help="Check, open and write out a bundle that came.")
 @click.argument("file", type=_FILE, metavar="FILE")
 @click.argument("out", type=click.Path(path_type=Path), metavar="OUT")
 @click.option("--unsigned", is_flag=True, help="Take it also when nobody that is trusted here signed it.")
@@ -168,7 +168,7 @@ def policy(file: Path | None, *, example: bool, as_json: bool) -> int:
     return 0
 
 
-@command.command("key")
+@command.command("key", short_help="Show the key that others lock bundles to.")
 @click.option("--public", type=_FILE, metavar="FILE", help="Write this node's public key to a file, to hand out.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def key(*, public: Path | None, as_json: bool) -> int:
@@ -194,7 +194,7 @@ def receivers() -> None:
     """Keys of those who receive bundles. Having a key here gives nobody anything: the policy file does."""
 
 
-@receivers.command("add")
+@receivers.command("add", short_help="Keep a receiver's public key.")
 @click.argument("name", metavar="NAME")
 @click.argument("file", type=_FILE, metavar="PUBFILE")
 def add(name: str, file: Path) -> int:

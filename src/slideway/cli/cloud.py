@@ -29,7 +29,7 @@ def command() -> None:
     """
 
 
-@command.command("init")
+@command.command("init", short_help="Make FOLDER: authority, certificate, keys, cloud.toml.")
 @click.argument("folder", type=click.Path(path_type=Path, file_okay=False))
 @click.option("--host", "hosts", multiple=True, metavar="NAME",
               help="Name or address under which nodes reach it; may be repeated. Default: this computer.")  # fmt: skip
@@ -57,7 +57,7 @@ def init(folder: Path, hosts: tuple[str, ...], *, renew: bool) -> int:
     return 0
 
 
-@command.command("serve")
+@command.command("serve", short_help="Serve until SIGTERM or Ctrl-C.")
 @CONFIG_OPTION
 @click.option("--role", type=click.Choice(["api", "worker", "all"]), default="all", show_default=True,
               help="What this process does; with SQLite only `all`.")  # fmt: skip
@@ -113,7 +113,7 @@ def tenant_add(tenant_id: str, *, name: str, config: Path) -> int:
     return 0
 
 
-@command.command("invite")
+@command.command("invite", short_help="Print the code that lets a node enrol, once.")
 @click.argument("tenant_id", metavar="TENANT")
 @click.argument("node")
 @click.option("--name", default="", help="Name of the node for people to read.")
@@ -163,7 +163,7 @@ def revoke(tenant_id: str, node: str, *, reason: str, config: Path) -> int:
     return 0
 
 
-@command.group("user")
+@command.group("user", short_help="People: specialists and operators.")
 def user() -> None:
     """People: specialists who answer consultations, operators who run the fleet."""
 
@@ -199,7 +199,7 @@ def user_remove(name: str, *, config: Path) -> int:
     return 0
 
 
-@command.command("fleet")
+@command.command("fleet", short_help="Each node: when heard of, what waits, what came.")
 @CONFIG_OPTION
 @click.option("--json", "as_json", is_flag=True, help="Print it as JSON.")
 def fleet(config: Path, *, as_json: bool) -> int:
@@ -223,7 +223,7 @@ def fleet(config: Path, *, as_json: bool) -> int:
     return 0
 
 
-@command.command("import")
+@command.command("import", short_help="Take in what nodes without a line brought on a stick.")
 @click.argument("folder", type=click.Path(path_type=Path, exists=True, file_okay=False))
 @CONFIG_OPTION
 def import_folder(folder: Path, *, config: Path) -> int:

@@ -225,8 +225,10 @@ class _Running:
 def _say(content: Mapping[str, Any]) -> str:
     labels = ", ".join(content.get("labels", [])[:3])
     more = len(content.get("labels", [])) - 3
-    force = "" if content.get("in_force") else " (research opinion, off)"
-    return f"{content.get('answer')}: {labels}{f' and {more} more' if more > 0 else ''}{force}"
+    force = "" if content.get("in_force") else "; a research opinion, off by default"
+    between = labels + (f" and {more} more" if more > 0 else "")
+    words = {"answer": between, "set": f"one of {between}", "refer": f"a person decides between {between}"}
+    return words.get(str(content.get("answer")), str(content.get("answer"))) + force
 
 
 def _set(config: Path, changes: Mapping[str, str], *, first_only: bool = False) -> None:

@@ -26,7 +26,7 @@ def command() -> None:
     """
 
 
-@command.command("init")
+@command.command("init", short_help="Make FOLDER: edge.toml, keys, the store.")
 @click.argument("folder", type=click.Path(path_type=Path, file_okay=False))
 @click.option("--watch", "watch", multiple=True, metavar="FOLDER",
               help="Folder that a scanner writes into; may be repeated. Without it: FOLDER/scans.")  # fmt: skip
@@ -59,7 +59,9 @@ def init(folder: Path, *, watch: tuple[str, ...], policy: str | None, receiver: 
 
 
 # A code may begin with a hyphen: it is no option.
-@command.command("enrol", context_settings={"ignore_unknown_options": True})
+@command.command(
+    "enrol", short_help="Join the cloud at URL with its CODE, once.", context_settings={"ignore_unknown_options": True}
+)
 @click.argument("url")
 @click.argument("code")
 @click.option("--name", default="", help="Name of this node for the people at the cloud.")
@@ -94,7 +96,7 @@ def enrol(url: str, code: str, *, name: str, config: Path) -> int:
     return 0
 
 
-@command.command("serve")
+@command.command("serve", short_help="Watch, read, send and show until Ctrl-C.")
 @CONFIG_OPTION
 def serve(config: Path) -> int:
     """Serve until SIGTERM or Ctrl-C: watch, read, send, and show the pages. What is in hand then is given back.
@@ -113,7 +115,7 @@ def serve(config: Path) -> int:
     return serve_edge(edge, on_ready=lambda url: click.echo(f"slideway edge: {url}", err=True))
 
 
-@command.command("status")
+@command.command("status", short_help="Say what waits and why, serving or not.")
 @CONFIG_OPTION
 @click.option("--json", "as_json", is_flag=True, help="Print it as JSON.")
 def status(config: Path, *, as_json: bool) -> int:

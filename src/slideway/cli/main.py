@@ -92,7 +92,11 @@ def main() -> None:
         error.show()
         code = 2
     except OSError as error:  # a disk, share or right outside any slide's folder: the cache, an export, a listing
-        click.echo(f"slideway: {error.strerror or error}: {error.filename or 'no file named'}", err=True)
+        place = f"{error.filename}: " if error.filename else ""
+        click.echo(
+            f"slideway: {place}{error.strerror or error}; choose another place or mend its rights, and run again",
+            err=True,
+        )
         code = COULD_NOT_FINISH
     except (KeyboardInterrupt, click.Abort):
         click.echo("slideway: interrupted; nothing half-written stays, run the same command again to go on", err=True)

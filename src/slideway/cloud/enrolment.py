@@ -8,7 +8,7 @@ import secrets
 from dataclasses import dataclass
 
 from slideway.cloud.pki import pin_of
-from slideway.core.errors import WrongUseError
+from slideway.core.errors import UnknownRecordError, WrongUseError
 from slideway.store.database import Store
 from slideway.store.nodes import TENANT_NAME, Node
 from slideway.sync.identity import decode_key
@@ -81,7 +81,11 @@ def revoke_node(store: Store, tenant: str, node: str, *, reason: str) -> Node:
     if not reason.strip() or not _TEXT.fullmatch(reason):
         raise WrongUseError("say why, in one line of at most 120 letters: --reason stolen")
     with store.transaction(tenant) as work:
-        revoked = work.nodes.revoke(node, reason=reason.strip())
+        try:
+            revoked = work.nodes.revoke(node, reason=reason.strip())
+        except UnknownRecordError as error:
+            told = f"tenant {tenant} has no node {node!r}; `slideway cloud fleet` lists them"
+            raise UnknownRecordError(told) from error
         code = reason.strip() if _REASON.fullmatch(reason.strip()) else "see-node"
         work.audit.append("node-revoked", actor="operator", subject=node, details={"reason": code})
     return revoked

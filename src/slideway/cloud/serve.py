@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 import signal
 import socket
 import ssl
@@ -145,9 +146,10 @@ def listen(server: ServerSettings) -> socket.socket:
     try:
         return socket.create_server((server.host, server.port), family=family, backlog=_BACKLOG)
     except OSError as error:
+        why = os.strerror(error.errno) if error.errno else str(error)
         raise WrongUseError(
-            f"{server.host}, port {server.port}: cannot be listened on ({error.strerror or error}); stop what listens "
-            "there, or set [server] host and port"
+            f"{server.host}, port {server.port}: cannot be listened on ({why}); stop what listens there, or set "
+            "[server] host and port in cloud.toml"
         ) from error
 
 

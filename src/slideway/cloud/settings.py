@@ -231,7 +231,8 @@ def read_settings(path: Path) -> CloudSettings:
         text = path.read_text(encoding="utf-8")
     except OSError as error:
         raise WrongUseError(
-            f"{path.name}: cannot be read ({error.strerror}); `slideway cloud init FOLDER` writes one"
+            f"{path}: cannot be read ({error.strerror}); name yours with --config, or `slideway cloud init FOLDER` "
+            "writes one"
         ) from error
     return parse_settings(text, path.resolve().parent, path.name)
 

@@ -110,7 +110,10 @@ def _send(method: str, url: str, context: ssl.SSLContext, content: dict[str, str
         with httpx.Client(verify=context, timeout=_SECONDS, follow_redirects=False) as client:
             answer = client.request(method, url, json=content)
     except httpx.TransportError as error:
-        raise LineDownError(f"{urlsplit(url).hostname}: nobody answers there ({type(error).__name__})") from error
+        raise LineDownError(
+            f"{urlsplit(url).netloc}: nobody answers there ({type(error).__name__}); check host and port, and that "
+            "`slideway cloud serve` runs there, then run this again: the code has not been used"
+        ) from error
     if answer.status_code >= 500 or answer.status_code == 429:
         raise LineDownError(f"{urlsplit(url).hostname}: not now (HTTP {answer.status_code}); try again in a minute")
     return answer

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import signal
+import socket
 from collections.abc import Callable, Iterator
 
 import uvicorn
 
+from slideway.core.errors import WrongUseError
 from slideway.edge.app import Edge
 from slideway.edge.logs import log
+from slideway.edge.settings import WebSettings
 from slideway.edge.web.app import create_pages
 
 _DRAIN_SECONDS = 15.0
@@ -30,6 +34,9 @@ def serve_edge(edge: Edge, *, on_ready: Callable[[str], None] | None = None) -> 
     Args:
         edge: Open; closed at the end.
         on_ready: Called with the address of the pages once they are there.
+
+    Raises:
+        WrongUseError: The pages' port is taken, or the address is not this computer's.
     """
     try:
         return asyncio.run(_serve(edge, on_ready))
@@ -40,6 +47,7 @@ def serve_edge(edge: Edge, *, on_ready: Callable[[str], None] | None = None) -> 
 
 async def _serve(edge: Edge, on_ready: Callable[[str], None] | None) -> int:
     own = edge.node.settings.web
+    listening = listen(own)
     config = uvicorn.Config(
         create_pages(edge),
         host=own.host,
@@ -54,11 +62,11 @@ async def _serve(edge: Edge, on_ready: Callable[[str], None] | None) -> int:
     )
     server = _Server(config)
     _obey_signals(server)
-    running = asyncio.create_task(server.serve())
+    running = asyncio.create_task(server.serve(sockets=[listening]))
     while not server.started and not running.done():
         await asyncio.sleep(0.02)
     if server.started:
-        port = server.servers[0].sockets[0].getsockname()[1]
+        port = listening.getsockname()[1]
         host = f"[{own.host}]" if ":" in own.host else own.host
         url = f"http://{host}:{port}"
         edge.note_serving(url)
@@ -66,11 +74,25 @@ async def _serve(edge: Edge, on_ready: Callable[[str], None] | None) -> int:
         log("serving", port=port)
         if on_ready is not None:
             on_ready(url)
-    try:
-        await running
-    except SystemExit:  # uvicorn's word for a port that is taken; it has said so
-        return 2
+    await running
     return 0
+
+
+def listen(web: WebSettings) -> socket.socket:
+    """The socket that browsers come to.
+
+    Raises:
+        WrongUseError: The port is taken, or the address is not this computer's.
+    """
+    family = socket.AF_INET6 if ":" in web.host else socket.AF_INET
+    try:
+        return socket.create_server((web.host, web.port), family=family)
+    except OSError as error:
+        why = os.strerror(error.errno) if error.errno else str(error)
+        raise WrongUseError(
+            f"{web.host}, port {web.port}: cannot be listened on ({why}); stop what listens there, or set "
+            "[web] host and port in edge.toml"
+        ) from error
 
 
 def _obey_signals(server: uvicorn.Server) -> None:

@@ -279,7 +279,9 @@ def read_settings(path: Path) -> EdgeSettings:
         text = path.read_text(encoding="utf-8-sig")  # editors on Windows put a mark in front
     except (OSError, UnicodeDecodeError) as error:
         why = error.strerror if isinstance(error, OSError) else "not UTF-8"
-        raise WrongUseError(f"{path.name}: cannot be read ({why}); `slideway edge init FOLDER` writes one") from error
+        raise WrongUseError(
+            f"{path}: cannot be read ({why}); name yours with --config, or `slideway edge init FOLDER` writes one"
+        ) from error
     return parse_settings(text, path.resolve().parent, path.name)
 
 

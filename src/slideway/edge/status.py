@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import slideway
+from slideway.core.errors import UnknownTenantError
 from slideway.edge.node import Node
 from slideway.edge.rights import Rights
 from slideway.edge.settings import EdgeSettings
@@ -217,7 +218,7 @@ def find_attention(status: EdgeStatus) -> list[tuple[str, str]]:
         told.append((WARNING, "Reading is paused by the cloud's operator."))
     for folder in status.folders:
         if not folder.is_there:
-            since = f" since {say_since(folder.away_seconds)}" if folder.away_seconds is not None else ""
+            since = f" for {say_since(folder.away_seconds)}" if folder.away_seconds is not None else ""
             told.append((WARNING, f"The folder {folder.name} cannot be looked into{since}: {folder.reason}."))
         if folder.lacking:
             told.append(
@@ -260,7 +261,7 @@ def _say_slides(status: EdgeStatus) -> list[str]:
 def _say_line(status: EdgeStatus) -> str:
     if not status.is_serving:
         return "Line: not known; this node does not serve now (`slideway edge serve`)."
-    since = "" if status.line_seconds is None or status.line == "none" else f", since {say_since(status.line_seconds)}"
+    since = "" if status.line_seconds is None or status.line == "none" else f" (for {say_since(status.line_seconds)})"
     retry = f"; tried again in {say_since(status.retry_seconds)}" if status.retry_seconds >= 1 else ""
     goes_on = "; reading goes on without it" if status.line in ("down", "captive", "refused", "revoked") else ""
     return f"Line: {LINES.get(status.line, status.line)}{since}{retry}{goes_on}."
@@ -297,16 +298,26 @@ def _say_disk(status: EdgeStatus) -> list[str]:
 
 
 def ask_status(settings: EdgeSettings) -> dict[str, Any]:
-    """The status as JSON: from the node while it serves, else from its store."""
+    """The status as JSON: from the node while it serves, else from its store.
+
+    Raises:
+        UnknownTenantError: It has not served yet.
+    """
     found = _ask_serving(settings)
     if found is not None:
         return found
     places = settings.places
     tenant = read_endpoint(places.endpoint).tenant if places.endpoint.exists() else ALONE
     rights = Rights(settings.policy_file, settings.policy.receiver, places.endpoint)
-    with open_own_store(places, read_only=True) as store, store.reading(tenant) as work:
-        looked_at = Node(settings, store, tenant, rights, outgoing=None, model="")  # type: ignore[arg-type]
-        return gather_status(work, looked_at, Momentary(), is_serving=False).as_json()
+    try:
+        with open_own_store(places, read_only=True) as store, store.reading(tenant) as work:
+            looked_at = Node(settings, store, tenant, rights, outgoing=None, model="")  # type: ignore[arg-type]
+            return gather_status(work, looked_at, Momentary(), is_serving=False).as_json()
+    except UnknownTenantError as error:  # the first start makes it
+        raise UnknownTenantError(
+            "this node has not served since it was made or enrolled, so there is nothing to tell yet; start "
+            "`slideway edge serve`"
+        ) from error
 
 
 def _ask_serving(settings: EdgeSettings) -> dict[str, Any] | None:

@@ -123,8 +123,8 @@ def explain_write_error(error: OSError, place: Path) -> OutputError:
     """The error that says what to do about a failed write at a place."""
     if error.errno in FULL:
         return DiskFullError(
-            f"{place}: the disk is full; what was half-written has been removed: free some space, or move the models "
-            "with SLIDEWAY_MODELS"
+            f"{place}: the disk is full; what was half-written has been removed: free some space, or choose another "
+            "place (SLIDEWAY_MODELS moves the models)"
         )
     return OutputError(f"{place}: cannot be written ({error.strerror or error}); mend its rights or choose another")
 

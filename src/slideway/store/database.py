@@ -229,7 +229,7 @@ class Store:
         if tenant in self._known_tenants:
             return
         if not TENANT_NAME.fullmatch(tenant) or not _has_tenant(connection, tenant):
-            raise UnknownTenantError(f"{self.name}: no tenant {tenant!r}; add it first")
+            raise UnknownTenantError(f"{self.name}: no tenant {tenant!r}; `slideway cloud tenant add` makes one")
         self._known_tenants.add(tenant)
 
 

@@ -14,7 +14,7 @@ from slideway.store.facet import hash_json
 from slideway.store.schema import canonical_json
 
 FROM_NODES = ("status", "slide-accepted", "slide-ended", "consult-request", "regions", "withdrawn", "taken")
-FROM_CLOUD = ("opinion", "enough", "ask-regions", "consult-answer", "command")
+FROM_CLOUD = ("opinion", "enough", "rejected", "ask-regions", "consult-answer", "command")
 MAX_BATCH_BYTES = 4 * 2**20  # unpacked: so much a receiver sets aside for one batch
 MAX_MESSAGE_BYTES = 60 * 2**10  # so that a full batch of 64 stays below
 _LEVEL = 10

@@ -18,7 +18,7 @@ from slideway.core.errors import SlidewayError
 from slideway.edge.child import THUMBNAIL
 from slideway.edge.logs import log
 from slideway.edge.status import describe
-from slideway.edge.web.views import view_slide, view_worklist
+from slideway.edge.web.views import first_list, view_slide, view_worklist
 from slideway.edge.words import LEVELS, LINES, say_bytes, say_since
 
 if TYPE_CHECKING:
@@ -50,6 +50,7 @@ def create_pages(edge: Edge) -> ASGIApp:
     app.add_api_route("/api/status", pages.status_json)
     app.add_api_route("/style.css", pages.style)
     app.add_exception_handler(SlidewayError, _say_not_now)
+    app.add_exception_handler(404, pages.missing)
     own = edge.node.settings.web
     return _Door(app, names=(*_LOOPBACK, own.host, *own.names))
 
@@ -68,9 +69,9 @@ class _Pages:
         self._environment = environment
         self._style = resources.files("slideway.edge.web").joinpath("style.css").read_text(encoding="utf-8")
 
-    def worklist(self, show: str = "open") -> Response:
-        shown = show if show in LISTS else "open"
+    def worklist(self, show: str = "") -> Response:
         status = self._edge.status()
+        shown = show if show in LISTS else first_list(status.slides)
         node = self._edge.node
         with node.store.reading(node.tenant) as work:
             rows = view_worklist(work, node, status, shown)
@@ -89,6 +90,9 @@ class _Pages:
                 return self._render("missing.html", title="Not here", status=status, code=404)
             view = view_slide(work, node, found)
         return self._render("slide.html", title=f"Slide {sha256[:12]}", status=status, slide=view)
+
+    def missing(self, _: Request, __: Exception) -> Response:
+        return self._render("missing.html", title="Not here", status=self._edge.status(), code=404)
 
     def report(self, sha256: str) -> Response:
         content = self._read(sha256, "report.html")

@@ -118,6 +118,17 @@ class SlideView:
     accepted: str
 
 
+def first_list(slides: Mapping[str, int]) -> str:
+    """The list to begin with: the first that holds something, so that nobody looks at an empty page.
+
+    Example:
+        >>> first_list({"accepted": 0, "referred": 3}), first_list({})
+        ('refer', 'open')
+    """
+    filled = (name for name, states in _OF_LIST.items() if any(slides.get(state.value) for state in states))
+    return next(filled, "open")
+
+
 def view_worklist(work: Work, node: Node, status: EdgeStatus, shown: str) -> list[Row]:
     """Lines of a list: what is open in the order in which it is read, what has ended newest first."""
     slides = [slide for state in _OF_LIST[shown] for slide in work.slides.find_all(state=state)]
