@@ -7,9 +7,8 @@ from starlette.testclient import TestClient
 
 from slideway.core.errors import BusyStoreError, WrongUseError
 from slideway.edge.app import Edge
-from slideway.edge.serve import listen
-from slideway.edge.settings import WebSettings
 from slideway.edge.web.app import create_pages
+from slideway.sync.serving import listen
 
 from .test_answers import SLIDE, finding, opinion, read, say
 
@@ -137,7 +136,7 @@ def test_unknown_address_is_a_page_too(client: TestClient) -> None:
 
 
 def test_port_that_is_taken_is_said_with_what_to_do() -> None:
-    with listen(WebSettings(port=0)) as taken:
+    with listen("127.0.0.1", 0, settings="[web] host and port in edge.toml") as taken:
         port = taken.getsockname()[1]
         with pytest.raises(WrongUseError, match=rf"port {port}: cannot be listened on .*\[web\] host and port"):
-            listen(WebSettings(port=port))
+            listen("127.0.0.1", port, settings="[web] host and port in edge.toml")

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import secrets
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +15,7 @@ from slideway.bundles.read import CaseBundle, read_bundle
 from slideway.bundles.release import ReleaseReport, release_bundle
 from slideway.bundles.unpack import write_files
 from slideway.core.errors import UntrustedBundleError, WrongUseError
+from slideway.core.files import write_whole
 from slideway.pipeline.output import OutputFolder
 from slideway.registry.keys import TrustedKey, in_groups, list_trusted, make_signing_key
 from slideway.registry.receivers import (
@@ -245,17 +244,8 @@ def _require_signed(case: CaseBundle, trusted: tuple[TrustedKey, ...]) -> Truste
 
 
 def _write_whole(path: Path, content: bytes) -> None:
-    """Write a file that is complete or absent."""
-    part = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
     with write_fence(path):
-        try:
-            with part.open("xb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            part.replace(path)
-        finally:
-            part.unlink(missing_ok=True)
+        write_whole(path, content)
 
 
 def _say_release(out: Path, report: ReleaseReport) -> str:

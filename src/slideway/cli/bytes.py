@@ -15,6 +15,7 @@ import platformdirs
 
 from slideway.cli.progress import Steps
 from slideway.core.errors import WrongUseError
+from slideway.core.files import write_whole
 from slideway.pipeline.baselines import DEFAULT_SAMPLE, Baselines, Estimate, measure_baselines
 from slideway.pipeline.meter import (
     RESULT,
@@ -358,12 +359,9 @@ def _write_chart(metered: Metered, path: Path) -> None:
         buffer = io.BytesIO()
         Image.fromarray(draw_bytes(groups, note=note)).save(buffer, "PNG")
         content = buffer.getvalue()
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        part.write_bytes(content)
-        part.replace(path)
+        write_whole(path, content)
     except OSError as error:
-        part.unlink(missing_ok=True)
         raise explain_write_error(error, path.parent) from error
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +13,7 @@ import click
 from slideway.core.catalogue import Catalogue, Site, SiteTask, load_catalogue
 from slideway.core.coverage import Coverage, SiteCoverage, TrainedTask, describe_coverage, measure_coverage
 from slideway.core.errors import WrongUseError
+from slideway.core.files import write_whole
 
 if TYPE_CHECKING:
     from slideway.registry.head_records import HeadCard
@@ -98,12 +98,9 @@ def write_chart(coverage: Coverage, path: Path) -> None:
         buffer = io.BytesIO()
         Image.fromarray(draw_coverage(coverage)).save(buffer, "PNG")
         content = buffer.getvalue()
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        part.write_bytes(content)
-        part.replace(path)
+        write_whole(path, content)
     except OSError as error:
-        part.unlink(missing_ok=True)
         raise explain_write_error(error, path.parent) from error
 
 

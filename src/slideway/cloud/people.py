@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import hmac
 import json
-import os
 import re
 import secrets
 from collections.abc import Sequence
@@ -16,7 +15,7 @@ from typing import Any
 
 from slideway.core.catalogue import load_catalogue
 from slideway.core.errors import WrongUseError
-from slideway.store.sqlite import sync_folder
+from slideway.core.files import write_whole
 
 ROLES = ("specialist", "operator")
 ALL_ORGANS = "*"
@@ -105,13 +104,7 @@ class People:
 
     def _write(self, people: list[Person]) -> None:
         content = {"version": _VERSION, "people": [asdict(person) for person in sorted(people, key=lambda p: p.name)]}
-        part = self._path.with_name(f".{self._path.name}.{secrets.token_hex(4)}.part")
-        with os.fdopen(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as file:
-            json.dump(content, file, indent=2)
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(self._path)
-        sync_folder(self._path.parent)
+        write_whole(self._path, json.dumps(content, indent=2).encode("utf-8"), mode=0o600)
 
 
 def _require_fit(name: str, role: str, organs: Sequence[str]) -> None:

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
-import os
-import signal
 import socket
 import ssl
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import anyio.to_thread
@@ -22,9 +19,9 @@ from slideway.cloud.app import Cloud, create_app, make_shelf
 from slideway.cloud.gate import Drain
 from slideway.cloud.init import SERVER, SERVER_KEY
 from slideway.cloud.logs import log
-from slideway.cloud.settings import ServerSettings
 from slideway.cloud.worker import Crew
 from slideway.core.errors import SlidewayError, WrongUseError
+from slideway.sync.serving import QuietServer, listen, obey_signals
 
 _EXPIRE_SECONDS = 600.0
 _GOODBYE_SECONDS = 0.2
@@ -73,12 +70,8 @@ class _PatientProtocol(H11Protocol):
         self.transport.close()
 
 
-class _Server(uvicorn.Server):
-    """Leaves signals to `serve_cloud`, which knows of workers too, and does not wait for clients to say goodbye."""
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        yield
+class _Server(QuietServer):
+    """Does not wait for clients to say goodbye."""
 
     async def _wait_tasks_to_complete(self) -> None:
         """Wait for requests in hand and for their last bytes, but not for the other half of a TLS goodbye."""
@@ -114,7 +107,8 @@ def serve_cloud(cloud: Cloud, *, role: str = "all", on_ready: Callable[[str], No
 
 async def _serve(cloud: Cloud, role: str, on_ready: Callable[[str], None] | None) -> int:
     _limit_threads()
-    listening = listen(cloud.settings.server)
+    own = cloud.settings.server
+    listening = listen(own.host, own.port, settings="[server] host and port in cloud.toml", backlog=_BACKLOG)
     drain, crew = Drain(), cloud.hire() if role in ("worker", "all") else None
     server = _Server(make_config(cloud, create_app(cloud, role=role, drain=drain)))
     _obey_signals(server, drain)
@@ -134,23 +128,6 @@ async def _serve(cloud: Cloud, role: str, on_ready: Callable[[str], None] | None
 def _limit_threads() -> None:
     """Of this event loop: those in which requests use store and disk."""
     anyio.to_thread.current_default_thread_limiter().total_tokens = _THREADS
-
-
-def listen(server: ServerSettings) -> socket.socket:
-    """The socket that clients come to.
-
-    Raises:
-        WrongUseError: The port is taken, or the address is not this computer's.
-    """
-    family = socket.AF_INET6 if ":" in server.host else socket.AF_INET
-    try:
-        return socket.create_server((server.host, server.port), family=family, backlog=_BACKLOG)
-    except OSError as error:
-        why = os.strerror(error.errno) if error.errno else str(error)
-        raise WrongUseError(
-            f"{server.host}, port {server.port}: cannot be listened on ({why}); stop what listens there, or set "
-            "[server] host and port in cloud.toml"
-        ) from error
 
 
 def make_config(cloud: Cloud, app: Any) -> uvicorn.Config:
@@ -192,13 +169,7 @@ def _obey_signals(server: uvicorn.Server, drain: Drain) -> None:
         drain.begin()
         server.should_exit = True
 
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        try:
-            loop.add_signal_handler(number, end, number)
-        except (NotImplementedError, RuntimeError, ValueError):  # Windows, or a thread of a test
-            with contextlib.suppress(ValueError):
-                signal.signal(number, lambda n, _: loop.call_soon_threadsafe(end, n))
+    obey_signals(end)
 
 
 async def _tell_when_ready(

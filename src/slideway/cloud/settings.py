@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import os
-import re
-import tomllib
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import get_type_hints
 
 from slideway.core.errors import WrongUseError
+from slideway.core.settings_file import read_sections
 
 _LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
@@ -243,67 +241,6 @@ def parse_settings(text: str, folder: Path, source: str = "cloud.toml") -> Cloud
     Raises:
         WrongUseError: It is not understood to the last word.
     """
-    try:
-        content = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise WrongUseError(f"{source}: not TOML: {error}") from error
-    reader = _Reader(text, source)
     types = get_type_hints(CloudSettings)
-    made: dict[str, Any] = {}
-    for section, table in content.items():
-        if section not in SECTIONS or not isinstance(table, dict):
-            raise reader.refuse(section, "", f"is not known; known are {', '.join(f'[{name}]' for name in SECTIONS)}")
-        made[section] = reader.read_section(section, table, types[section])
-    return CloudSettings(folder=folder, **made)
-
-
-class _Reader:
-    """Turns tables into settings; every refusal names its line."""
-
-    def __init__(self, text: str, source: str) -> None:
-        self._lines, self._source = text.splitlines(), source
-
-    def read_section(self, section: str, table: dict[str, Any], kind: type[Any]) -> Any:
-        assert is_dataclass(kind)
-        types = get_type_hints(kind)
-        for key in table:
-            if key not in types:
-                raise self.refuse(section, key, f"is not known; known are {', '.join(types)}")
-        return kind(**{key: self._read_value(section, key, value, types[key]) for key, value in table.items()})
-
-    def _read_value(self, section: str, key: str, value: Any, kind: Any) -> Any:
-        if kind is str and isinstance(value, str):
-            return self._read_text(section, key, value)
-        if kind is float and type(value) in (int, float):
-            return float(value)
-        if kind in (int, bool) and type(value) is kind:
-            return value
-        if kind == tuple[str, ...] and isinstance(value, list) and all(isinstance(item, str) for item in value):
-            return tuple(value)
-        wanted = {str: "a text", float: "a number", int: "a whole number", bool: "true or false"}.get(
-            kind, "a list of texts"
-        )
-        raise self.refuse(section, key, f"must be {wanted}")
-
-    def _read_text(self, section: str, key: str, value: str) -> str:
-        """A text, or `env:NAME` for what the environment says: where passwords come from."""
-        if not value.startswith("env:"):
-            return value
-        found = os.environ.get(value.removeprefix("env:"))
-        if found is None:
-            raise self.refuse(
-                section, key, f"names the environment variable {value.removeprefix('env:')}, which is not set"
-            )
-        return found
-
-    def refuse(self, section: str, key: str, what: str) -> WrongUseError:
-        line, here = 0, False
-        for number, text in enumerate(self._lines, start=1):
-            if header := re.match(r"\s*\[\s*([^\]]*?)\s*\]", text):
-                here = header[1] == section
-                line = number if here and not key else line
-            elif re.match(rf"\s*{re.escape(key or section)}\s*=", text) and (here or not key):
-                line = number
-                break
-        where = f"{self._source}, line {line}" if line else self._source
-        return WrongUseError(f"{where}: [{section}] {f'{key} ' if key else ''}{what}")
+    kinds = {name: types[name] for name in SECTIONS}
+    return CloudSettings(folder=folder, **read_sections(text, kinds, source=source, takes_environment=True))

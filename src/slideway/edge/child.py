@@ -178,6 +178,7 @@ def _draw_thumbnail(folder: Path) -> None:
     from PIL import Image
 
     from slideway.bundles import read_bundle
+    from slideway.core.files import write_whole
 
     target, picture = folder / THUMBNAIL, read_bundle(folder / "bundle.swb").thumbnail
     if target.exists() or picture is None:
@@ -187,9 +188,7 @@ def _draw_thumbnail(folder: Path) -> None:
     small.thumbnail(_THUMBNAIL_PX)
     content = io.BytesIO()
     small.save(content, "JPEG", quality=80)
-    part = folder / f".{THUMBNAIL}.part"
-    part.write_bytes(content.getvalue())
-    part.replace(target)
+    write_whole(target, content.getvalue())
 
 
 def _check_boxes(boxes: Any, width_px: int, height_px: int) -> list[list[int]]:
@@ -205,7 +204,7 @@ def _check_boxes(boxes: Any, width_px: int, height_px: int) -> list[list[int]]:
 
 def _sync(folder: Path) -> None:
     """Wait until an answer is on disk: the store will say that it is there."""
-    from slideway.store.sqlite import sync_file, sync_folder
+    from slideway.core.files import sync_file, sync_folder
 
     for path in folder.iterdir():
         sync_file(path)

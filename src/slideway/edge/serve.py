@@ -3,29 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import os
-import signal
-import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import uvicorn
 
-from slideway.core.errors import WrongUseError
 from slideway.edge.app import Edge
 from slideway.edge.logs import log
-from slideway.edge.settings import WebSettings
 from slideway.edge.web.app import create_pages
+from slideway.sync.serving import QuietServer, listen, obey_signals
 
 _DRAIN_SECONDS = 15.0
-
-
-class _Server(uvicorn.Server):
-    """Leaves signals to `serve_edge`, which knows of workers too."""
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        yield
 
 
 def serve_edge(edge: Edge, *, on_ready: Callable[[str], None] | None = None) -> int:
@@ -47,7 +34,7 @@ def serve_edge(edge: Edge, *, on_ready: Callable[[str], None] | None = None) -> 
 
 async def _serve(edge: Edge, on_ready: Callable[[str], None] | None) -> int:
     own = edge.node.settings.web
-    listening = listen(own)
+    listening = listen(own.host, own.port, settings="[web] host and port in edge.toml")
     config = uvicorn.Config(
         create_pages(edge),
         host=own.host,
@@ -60,8 +47,13 @@ async def _serve(edge: Edge, on_ready: Callable[[str], None] | None) -> int:
         proxy_headers=False,
         timeout_graceful_shutdown=2,
     )
-    server = _Server(config)
-    _obey_signals(server)
+    server = QuietServer(config)
+
+    def end(number: int) -> None:
+        log("draining", signal=number)
+        server.should_exit = True
+
+    obey_signals(end)
     running = asyncio.create_task(server.serve(sockets=[listening]))
     while not server.started and not running.done():
         await asyncio.sleep(0.02)
@@ -76,35 +68,3 @@ async def _serve(edge: Edge, on_ready: Callable[[str], None] | None) -> int:
             on_ready(url)
     await running
     return 0
-
-
-def listen(web: WebSettings) -> socket.socket:
-    """The socket that browsers come to.
-
-    Raises:
-        WrongUseError: The port is taken, or the address is not this computer's.
-    """
-    family = socket.AF_INET6 if ":" in web.host else socket.AF_INET
-    try:
-        return socket.create_server((web.host, web.port), family=family)
-    except OSError as error:
-        why = os.strerror(error.errno) if error.errno else str(error)
-        raise WrongUseError(
-            f"{web.host}, port {web.port}: cannot be listened on ({why}); stop what listens there, or set "
-            "[web] host and port in edge.toml"
-        ) from error
-
-
-def _obey_signals(server: uvicorn.Server) -> None:
-    def end(number: int) -> None:
-        log("draining", signal=number)
-        server.should_exit = True
-
-    loop = asyncio.get_running_loop()
-    names = ("SIGTERM", "SIGINT", "SIGBREAK")  # the last is what a Windows service manager sends
-    for number in (getattr(signal, name) for name in names if hasattr(signal, name)):
-        try:
-            loop.add_signal_handler(number, end, number)
-        except (NotImplementedError, RuntimeError, ValueError):  # Windows, or a thread of a test
-            with contextlib.suppress(ValueError):
-                signal.signal(number, lambda n, _: loop.call_soon_threadsafe(end, n))

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import re
 from collections.abc import Collection
 from pathlib import Path
 
 from slideway.core.errors import BlobError, LockedStoreError, MissingBlobError
+from slideway.core.files import write_whole
 from slideway.edge.settings import Places
 from slideway.store.database import Store, open_store
-from slideway.store.sqlite import sync_folder
 
 ALONE = "alone"
 """Tenant of a node that is not enrolled yet."""
 _SHA256 = re.compile(r"[0-9a-f]{64}")
-_PART = ".part"
 
 
 def open_own_store(places: Places, *, read_only: bool = False) -> Store:
@@ -50,13 +48,7 @@ class Outgoing:
         sha256 = hashlib.sha256(content).hexdigest()
         path = self._folder / sha256
         if not path.exists():
-            part = path.with_name(f".{sha256}.{os.getpid()}{_PART}")
-            with part.open("wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            part.replace(path)
-            sync_folder(self._folder)
+            write_whole(path, content)
         return sha256
 
     def read_range(self, sha256: str, start: int, end: int) -> bytes:

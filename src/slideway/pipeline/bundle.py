@@ -42,9 +42,8 @@ def bundle_reading(reading: SlideReading, thumbnail: NDArray[np.uint8], *, case:
     return build_bundle(content, budget_bytes=int(BUDGET_SHARE * reading.result["slide"]["bytes"]))
 
 
-def describe_bytes(built: BuiltBundle, slide_bytes: int) -> dict[str, Any]:
-    """The `bytes` object of result.json; what stands before the parts counts to tier 0."""
-    packed = len(built.pack())
+def describe_bytes(built: BuiltBundle, packed: int, slide_bytes: int) -> dict[str, Any]:
+    """The `bytes` object of result.json; of the `packed` bytes, what stands before the parts counts to tier 0."""
     tier = [sum(len(part.content) for part in built.parts if part.tier == t) for t in range(3)]
     tier[0] += packed - sum(tier)
     return {

@@ -318,8 +318,8 @@ class _Journey:
     def _bundle(self, survey: Survey, reading: SlideReading, folder: Path) -> None:
         """Write what may travel; what of it does is decided when it is released."""
         built = bundle_reading(reading, survey.thumbnail, case=self.settings["case"])
-        (folder / "bundle.swb").write_bytes(built.pack())
-        reading.result["bytes"] = describe_bytes(built, reading.result["slide"]["bytes"])
+        packed = (folder / "bundle.swb").write_bytes(built.pack())
+        reading.result["bytes"] = describe_bytes(built, packed, reading.result["slide"]["bytes"])
 
     def _finish(
         self, folder: Path, reading: SlideReading, encoder: Encoder, drawn: dict[str, bytes], began: float

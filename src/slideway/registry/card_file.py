@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import tomllib
 from collections.abc import Mapping
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from slideway.core.errors import SlidewayError
+from slideway.core.files import write_whole
 from slideway.registry.records import CARD_FILE, PERMISSIONS
 
 _MAX_CARD_BYTES = 1_000_000
@@ -57,15 +57,7 @@ def require_known_schema(folder: Path, content: Mapping[str, Any], major: int, r
 
 def write_card_file(path: Path, text: str) -> None:
     """Write a card's text, all or nothing."""
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        with part.open("w", encoding="utf-8", newline="\n") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
+    write_whole(path, text.encode("utf-8"))
 
 
 def without_empty(entries: dict[str, Any]) -> dict[str, Any]:

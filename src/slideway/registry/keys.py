@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import secrets
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,8 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
 from slideway.core.errors import UntrustedPackageError, WrongUseError
+from slideway.core.files import write_whole
+from slideway.registry.secret_file import keep_secret, read_secret
 from slideway.registry.staging import write_fence
 from slideway.registry.store import TRUSTED, models_folder
 
@@ -103,15 +104,9 @@ def load_signing_key() -> SigningKey | None:
         WrongUseError: The file is damaged, is no Ed25519 key, or others may read it.
     """
     path = signing_key_path()
-    try:
-        content = path.read_bytes()
-        mode = path.stat().st_mode
-    except FileNotFoundError:
+    content = read_secret(path, "signing key")
+    if content is None:
         return None
-    except OSError as error:
-        raise WrongUseError(f"{path}: cannot be read ({error.strerror}); mend its rights") from error
-    if os.name == "posix" and mode & 0o077:
-        raise WrongUseError(f"{path}: other users may read this signing key; run: chmod 600 {path}")
     try:
         key = serialization.load_pem_private_key(content, None)
     except (ValueError, TypeError, UnsupportedAlgorithm) as error:
@@ -132,21 +127,10 @@ def make_signing_key() -> SigningKey:
     """
     if (key := load_signing_key()) is not None:
         return key
-    path = signing_key_path()
     content = Ed25519PrivateKey.generate().private_bytes(
         serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
     )
-    part = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
-    with write_fence(path.parent):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with os.fdopen(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            part.replace(path)
-        finally:
-            part.unlink(missing_ok=True)
+    keep_secret(signing_key_path(), content)
     made = load_signing_key()
     assert made is not None
     return made
@@ -212,9 +196,7 @@ def trust_key(path: Path, *, name: str | None = None) -> TrustedKey:
         )
     with write_fence(target.parent):
         target.parent.mkdir(parents=True, exist_ok=True)
-        part = target.with_suffix(".part")
-        part.write_bytes(key.pem)
-        part.replace(target)
+        write_whole(target, key.pem)
     return key
 
 

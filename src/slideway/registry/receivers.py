@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import re
-import secrets
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
 
 from slideway.core.errors import WrongUseError
+from slideway.core.files import write_whole
 from slideway.registry.keys import keys_folder
 from slideway.registry.secret_file import keep_secret, read_secret
 from slideway.registry.staging import write_fence
@@ -132,14 +132,9 @@ def add_receiver(name: str, path: Path) -> ReceiverKey:
         raise WrongUseError(
             f"another key is kept for {name!r}; compare fingerprints with the receiver, then remove {target} first"
         )
-    part = target.with_name(f".{target.name}.{secrets.token_hex(4)}.part")
     with write_fence(target.parent):
         target.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            part.write_bytes(key.pem)
-            part.replace(target)
-        finally:
-            part.unlink(missing_ok=True)
+        write_whole(target, key.pem)
     return key
 
 

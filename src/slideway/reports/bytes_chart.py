@@ -10,16 +10,15 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from slideway.reports.coverage_chart import ChartBar, ChartText, CoverageChart, Tone
-from slideway.reports.lettering import measure_text, shorten, wrap, write_text
-from slideway.reports.page import clean, size_text, templates
+from slideway.reports.coverage_chart import HATCH_PX, ChartBar, ChartText, CoverageChart, Tone, render_svg, write_texts
+from slideway.reports.lettering import measure_text, shorten, wrap
+from slideway.reports.page import size_text
 from slideway.reports.palette import Colour, Pattern
 
 WIDTH_PX = 1080
 _MARGIN_PX, _LEFT_PX, _RIGHT_PX = 30, 470, 960
 _ROW_PX, _BAR_PX = 24, 15
 _TEXT_PX, _TITLE_PX, _HEAD_PX, _SMALL_PX = 14, 22, 16, 12
-_HATCH_PX = 6
 _FIT = 0.84  # of the room: a viewer of the SVG may have a font up to a sixth wider than the picture's
 _INK: Colour = (0x22, 0x26, 0x2B)
 _QUIET: Colour = (0x55, 0x5C, 0x66)
@@ -95,9 +94,7 @@ def lay_out_bytes(groups: Sequence[ByteGroup], *, note: str = "") -> CoverageCha
 
 def render_bytes_svg(groups: Sequence[ByteGroup], *, note: str = "") -> str:
     """The chart as an SVG file that needs nothing but itself."""
-    page = templates().get_template("coverage.svg.j2")  # it draws any bars and texts
-    chart = lay_out_bytes(groups, note=note)
-    return clean(page.render(chart=chart, tones=TONES, hatch_px=_HATCH_PX, hatch=Pattern.HATCH, line=Pattern.LINE))
+    return render_svg(lay_out_bytes(groups, note=note), TONES)
 
 
 def draw_bytes(groups: Sequence[ByteGroup], *, note: str = "") -> NDArray[np.uint8]:
@@ -106,10 +103,7 @@ def draw_bytes(groups: Sequence[ByteGroup], *, note: str = "") -> NDArray[np.uin
     image = Image.new("RGB", (chart.width_px, chart.height_px), (255, 255, 255))
     for bar in chart.bars:
         image.paste(_draw_bar(bar), (round(bar.x_px), round(bar.y_px)))
-    draw = ImageDraw.Draw(image)
-    for text in chart.texts:
-        width_px = measure_text(text.text, text.size_px) if text.ends_there else 0
-        write_text(draw, text.x_px - width_px, text.y_px, text.text, text.size_px, text.colour)
+    write_texts(image, chart.texts)
     return np.asarray(image)
 
 
@@ -119,7 +113,7 @@ def _draw_bar(bar: ChartBar) -> Image.Image:
     area = Image.new("RGB", (width_px, height_px), tone.fill)
     draw = ImageDraw.Draw(area)
     if tone.pattern is Pattern.HATCH:
-        for x_px in range(-height_px, width_px, _HATCH_PX):
+        for x_px in range(-height_px, width_px, HATCH_PX):
             draw.line((x_px, height_px, x_px + height_px, 0), tone.line, 2)
     draw.rectangle((0, 0, width_px - 1, height_px - 1), outline=tone.line)
     return area

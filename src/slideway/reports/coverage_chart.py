@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,7 +23,7 @@ _TEXT_PX, _TITLE_PX, _HEAD_PX, _SMALL_PX = 14, 22, 16, 12
 _INK: Colour = (0x22, 0x26, 0x2B)
 _QUIET: Colour = (0x55, 0x5C, 0x66)
 _EDGE: Colour = (0x6B, 0x74, 0x80)
-_HATCH_PX = 6
+HATCH_PX = 6
 _FIT = 0.84  # of the room: a viewer of the SVG may have a font up to a sixth wider than the picture's
 _TITLE = "How much of new cancer Slideway covers"
 ABOUT = (
@@ -111,9 +111,13 @@ def lay_out_coverage(coverage: Coverage) -> CoverageChart:
 
 def render_coverage_svg(coverage: Coverage) -> str:
     """The chart as an SVG file that needs nothing but itself."""
-    chart = lay_out_coverage(coverage)
+    return render_svg(lay_out_coverage(coverage), TONES)
+
+
+def render_svg(chart: CoverageChart, tones: Mapping[str, Tone]) -> str:
+    """Any chart of bars and texts as an SVG file."""
     page = templates().get_template("coverage.svg.j2")
-    return clean(page.render(chart=chart, tones=TONES, hatch_px=_HATCH_PX, hatch=Pattern.HATCH, line=Pattern.LINE))
+    return clean(page.render(chart=chart, tones=tones, hatch_px=HATCH_PX, hatch=Pattern.HATCH, line=Pattern.LINE))
 
 
 def draw_coverage(coverage: Coverage) -> NDArray[np.uint8]:
@@ -122,11 +126,16 @@ def draw_coverage(coverage: Coverage) -> NDArray[np.uint8]:
     image = Image.new("RGB", (chart.width_px, chart.height_px), (255, 255, 255))
     for bar in chart.bars:
         _draw_bar(image, bar)
+    write_texts(image, chart.texts)
+    return np.asarray(image)
+
+
+def write_texts(image: Image.Image, texts: Iterable[ChartText]) -> None:
+    """Write a chart's texts into its picture."""
     draw = ImageDraw.Draw(image)
-    for text in chart.texts:
+    for text in texts:
         width_px = measure_text(text.text, text.size_px) if text.ends_there else 0
         write_text(draw, text.x_px - width_px, text.y_px, text.text, text.size_px, text.colour)
-    return np.asarray(image)
 
 
 def _lay_out_legend(y_px: int, bars: list[ChartBar], texts: list[ChartText]) -> int:
@@ -215,11 +224,11 @@ def _draw_bar(image: Image.Image, bar: ChartBar) -> None:
     area = Image.new("RGB", (width_px, height_px), tone.fill)
     draw = ImageDraw.Draw(area)
     if tone.pattern is Pattern.HATCH:
-        for x_px in range(-height_px, width_px, _HATCH_PX):
+        for x_px in range(-height_px, width_px, HATCH_PX):
             draw.line((x_px, height_px, x_px + height_px, 0), tone.line, 2)
     draw.rectangle((0, 0, width_px - 1, height_px - 1), outline=tone.line)
     if tone.pattern is Pattern.LINE:
-        for x_px in range(3, width_px - 1, _HATCH_PX):  # a broken edge
+        for x_px in range(3, width_px - 1, HATCH_PX):  # a broken edge
             draw.line((x_px, 0, x_px + 2, 0), tone.fill)
             draw.line((x_px, height_px - 1, x_px + 2, height_px - 1), tone.fill)
     image.paste(area, (round(bar.x_px), round(bar.y_px)))

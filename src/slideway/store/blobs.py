@@ -15,8 +15,8 @@ from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
 from slideway.core.errors import BlobError, BrokenBlobError, MissingBlobError, WrongUseError
+from slideway.core.files import sync_file, sync_folder
 from slideway.store.nodes import TENANT_NAME
-from slideway.store.sqlite import sync_file, sync_folder
 
 if TYPE_CHECKING:
     from obstore.store import ObjectStore

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sqlite3
 from datetime import UTC, datetime
 from functools import partial
@@ -13,6 +12,7 @@ from sqlalchemy import Connection, Engine, create_engine, event
 from sqlalchemy.engine import URL
 
 from slideway.core.errors import FullStoreError, UnreachableStoreError, WrongUseError
+from slideway.core.files import sync_file, sync_folder
 from slideway.store.place import Place, nothing
 from slideway.store.writer_lock import WriterLock
 
@@ -114,23 +114,3 @@ def _set_aside(path: Path, at_ms: int) -> str:
             companion.rename(aside.with_name(aside.name + ending))
     sync_folder(path.parent)
     return aside.name
-
-
-def sync_file(path: Path) -> None:
-    """Wait until a file's bytes are on disk."""
-    handle = os.open(path, os.O_RDWR)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def sync_folder(path: Path) -> None:
-    """Wait until a folder's names are on disk; Windows writes them by itself and opens no folder."""
-    if os.name == "nt":
-        return
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

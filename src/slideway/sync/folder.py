@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,10 +30,10 @@ from slideway.core.errors import (
     UnknownRecordError,
     UnknownTenantError,
 )
+from slideway.core.files import write_whole
 from slideway.store.database import Store
 from slideway.store.nodes import NodeState
 from slideway.store.outbox import OutboxMessage, OutboxState
-from slideway.store.sqlite import sync_folder
 from slideway.store.uploads import UploadState
 from slideway.store.work import Work
 from slideway.sync.identity import Endpoint, Keys, check_receipt, decode_key
@@ -373,13 +372,7 @@ def _write(
     locked, lock = lock_parts(plain, receiver)
     packed = pack_container(locked, lock=lock, signer=keys.signing)
     folder.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.part")
-    with part.open("wb") as file:
-        file.write(packed)
-        file.flush()
-        os.fsync(file.fileno())
-    part.replace(path)
-    sync_folder(folder)
+    write_whole(path, packed)
     return path.name, len(packed)
 
 

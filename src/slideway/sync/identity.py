@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import binascii
-import os
 import tomllib
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,7 +18,9 @@ from cryptography.hazmat.primitives.asymmetric.types import PrivateKeyTypes
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
 
 from slideway.core.errors import InvalidReceiptError, WrongUseError
+from slideway.core.files import write_whole
 from slideway.registry.keys import SigningKey
+from slideway.registry.secret_file import keep_secret, read_secret
 
 # A signature of one thing is never one of another: each begins with what it is.
 _RECEIPT_AS = b"slideway-receipt/1\n"
@@ -99,29 +100,18 @@ def load_keys(folder: Path) -> Keys:
 
 
 def _load_key(path: Path, generate: Callable[[], Private]) -> PrivateKeyTypes:
-    try:
-        content = path.read_bytes()
-    except FileNotFoundError:
-        return _make_key(path, generate)
-    if os.name == "posix" and path.stat().st_mode & 0o077:
-        raise WrongUseError(f"{path}: other users may read this key; run: chmod 600 {path}")
+    content = read_secret(path, "key")
+    if content is None:
+        pem = generate().private_bytes(
+            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+        )
+        keep_secret(path, pem)
+        content = read_secret(path, "key")  # another process may have been first
+        assert content is not None
     try:
         return serialization.load_pem_private_key(content, None)
     except (ValueError, TypeError, UnsupportedAlgorithm) as error:
         raise WrongUseError(f"{path}: no private key in it; bring it back from a backup") from error
-
-
-def _make_key(path: Path, generate: Callable[[], Private]) -> Private:
-    key = generate()
-    pem = key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    part.unlink(missing_ok=True)
-    with os.fdopen(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
-        file.write(pem)
-        file.flush()
-        os.fsync(file.fileno())
-    part.replace(path)
-    return key
 
 
 def encode_key(raw: bytes) -> str:
@@ -156,9 +146,7 @@ def write_endpoint(endpoint: Endpoint, path: Path) -> None:
         "ca_pem": endpoint.ca_pem,
     }
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.part")
-    part.write_text(tomli_w.dumps(content, multiline_strings=True), encoding="utf-8")
-    part.replace(path)
+    write_whole(path, tomli_w.dumps(content, multiline_strings=True).encode("utf-8"))
 
 
 def read_endpoint(path: Path) -> Endpoint:

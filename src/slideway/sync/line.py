@@ -338,7 +338,7 @@ def _read_progress(answer: httpx.Response, path: str) -> Progress:
     if not (offset.isascii() and offset.isdigit()) or not path:
         raise _captive("the answer to an upload is not ours")
     receipts = read_receipts(answer.headers.get("slideway-receipt", ""))
-    path = httpx.URL(urljoin("http://root/", path)).raw_path.decode("ascii")
+    path = httpx.URL(urljoin("http://any/", path)).raw_path.decode("ascii")
     return Progress(path, int(offset), receipts, int(stop) if stop.isascii() and stop.isdigit() else None)
 
 

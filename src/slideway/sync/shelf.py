@@ -17,9 +17,9 @@ from typing import BinaryIO
 
 from slideway.core.crash import crash_here
 from slideway.core.errors import BrokenBlobError, ConflictError, MissingBlobError
+from slideway.core.files import sync_folder
 from slideway.registry.keys import SigningKey
 from slideway.store.database import Store
-from slideway.store.sqlite import sync_folder
 from slideway.store.uploads import Upload, UploadState
 from slideway.store.work import Work
 from slideway.sync.identity import sign_receipt

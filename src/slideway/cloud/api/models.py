@@ -108,34 +108,6 @@ class NodeAnswer(_Given):
     reason: str
 
 
-class NodeLineModel(_Given):
-    """A node as an operator sees it; times by the cloud's clock."""
-
-    tenant: str
-    node: str
-    name: str
-    state: str
-    version: str
-    seen_seconds: float | None
-    is_silent: bool
-    waiting: int
-    bytes_in: int
-    bytes_out: int
-    status: dict[str, Any]
-    reason: str
-
-
-class FleetAnswer(_Given):
-    """The fleet."""
-
-    nodes: list[NodeLineModel]
-    jobs: dict[str, int]
-    slides: dict[str, int]
-    open_consultations: dict[str, int]
-    overdue_consultations: int
-    at_ms: int
-
-
 class ConsultationLine(_Given):
     """A question to a specialist."""
 

@@ -8,7 +8,6 @@ from fastapi.responses import HTMLResponse
 from slideway.cloud.api.guards import Operator
 from slideway.cloud.api.models import (
     CommandRequest,
-    FleetAnswer,
     InvitationAnswer,
     InvitationRequest,
     NodeAnswer,
@@ -19,7 +18,7 @@ from slideway.cloud.api.models import (
     TenantRequest,
 )
 from slideway.cloud.enrolment import invite_node, revoke_node
-from slideway.cloud.fleet import render_fleet, view_fleet
+from slideway.cloud.fleet import Fleet, render_fleet, view_fleet
 from slideway.cloud.init import CloudFolder
 from slideway.cloud.logs import log
 from slideway.cloud.opinions import put_command
@@ -31,8 +30,8 @@ def make_operators_router(store: Store, folder: CloudFolder) -> APIRouter:
     router = APIRouter(tags=["operators"])
 
     @router.get("/fleet", summary="All nodes: how long ago heard of, what waits, what came")
-    def give_fleet(_: Operator) -> FleetAnswer:
-        return FleetAnswer.model_validate(view_fleet(store))
+    def give_fleet(_: Operator) -> Fleet:
+        return view_fleet(store)
 
     @router.get("/tenants", summary="All tenants")
     def give_tenants(_: Operator) -> list[TenantLine]:
