@@ -5,9 +5,23 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import fields
+from functools import lru_cache
 from typing import Any, TypeVar
 
-from sqlalchemy import ColumnElement, Connection, Row, Select, Table, Update, and_, select, true, update
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    Insert,
+    Row,
+    Select,
+    Table,
+    Update,
+    and_,
+    bindparam,
+    select,
+    true,
+    update,
+)
 from sqlalchemy.dialects.postgresql import insert as insert_postgresql
 from sqlalchemy.dialects.sqlite import insert as insert_sqlite
 
@@ -49,9 +63,12 @@ class Facet:
 
     def _insert(self, table: Table, **values: Any) -> bool:
         """Insert a row of this tenant; False when a row of its key is already there."""
-        insert = insert_postgresql if self._connection.dialect.name == "postgresql" else insert_sqlite
-        statement = insert(table).values(tenant=self._own, **values).on_conflict_do_nothing()
-        return self._connection.execute(statement, execution_options={"preserve_rowcount": True}).rowcount == 1
+        statement = _insert_once(table, self._connection.dialect.name)
+        options = {"preserve_rowcount": True}
+        return (
+            self._connection.execute(statement, {"tenant": self._own, **values}, execution_options=options).rowcount
+            == 1
+        )
 
     def _change(self, table: Table, where: ColumnElement[bool], **values: Any) -> int:
         """Update rows of this tenant; how many there were."""
@@ -69,9 +86,17 @@ class Facet:
         row = self._connection.execute(statement.with_for_update(key_share=True) if lock else statement).first()
         return None if row is None else _as_record(record, row)
 
+    def _find_key(self, record: type[Record], table: Table, *, lock: bool = False, **key: Any) -> Record | None:
+        """The row of a key of this tenant, or None; as `_find`, several times cheaper: its statement is made once."""
+        made_for: Any = record  # mypy takes the class of a dataclass with equality for unhashable
+        statement = _select_one(made_for, table, tuple(key), lock)
+        values = {"own_tenant": self._own} | {f"key_{name}": value for name, value in key.items()}
+        row = self._connection.execute(statement, values).first()
+        return None if row is None else _as_record(record, row)
+
     def _get(self, record: type[Record], table: Table, **key: Any) -> Record:
         """The row of a key; an error that names the table and the key when it is not there."""
-        found = self._find(record, table, self._key(table, **key), lock=not self._is_reading)
+        found = self._find_key(record, table, lock=not self._is_reading, **key)
         if found is None:
             raise UnknownRecordError(f"{table.name}: nothing under {', '.join(map(str, key.values()))} for this tenant")
         return found
@@ -106,6 +131,20 @@ class Facet:
 
 def _select(record: type[Any], table: Table) -> Select[Any]:
     return select(*(table.c[field.name] for field in fields(record)))
+
+
+@lru_cache(maxsize=256)
+def _select_one(record: type[Any], table: Table, names: tuple[str, ...], lock: bool) -> Select[Any]:
+    statement = _select(record, table).where(
+        table.c.tenant == bindparam("own_tenant"), *(table.c[name] == bindparam(f"key_{name}") for name in names)
+    )
+    return statement.with_for_update(key_share=True) if lock else statement
+
+
+@lru_cache(maxsize=64)
+def _insert_once(table: Table, dialect: str) -> Insert:
+    insert = insert_postgresql if dialect == "postgresql" else insert_sqlite
+    return insert(table).on_conflict_do_nothing()
 
 
 def _as_record(record: type[Record], row: Row[Any]) -> Record:

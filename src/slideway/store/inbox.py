@@ -96,7 +96,7 @@ class Inbox(Facet):
 
     def find(self, sender: str, message_id: str) -> InboxMessage | None:
         """The message of a sender's id, or None."""
-        return self._find(InboxMessage, INBOX, self._key(INBOX, sender=sender, message_id=message_id))
+        return self._find_key(InboxMessage, INBOX, sender=sender, message_id=message_id)
 
     def find_all(self, *, sender: str | None = None, limit: int | None = None) -> list[InboxMessage]:
         """Messages in the order in which they came."""

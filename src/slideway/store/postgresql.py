@@ -13,6 +13,7 @@ from slideway.store.place import Place, nothing
 
 # Commits reach the disk before they are told; nobody waits for a lock for ever.
 SETTINGS = "-c synchronous_commit=on -c lock_timeout=15s -c idle_in_transaction_session_timeout=120s"
+_SAY_TENANT = text("SELECT set_config('slideway.tenant', :tenant, true)")
 _MIGRATING = 0x51D3  # any number that nobody else takes for an advisory lock
 
 
@@ -43,7 +44,7 @@ def open_place(address: URL, *, backup: Callable[[], None] | None, allow_without
 
 def _begin(connection: Connection, tenant: str) -> None:
     """Say whose transaction it is; the database forgets it at its end."""
-    connection.execute(text("SELECT set_config('slideway.tenant', :tenant, true)"), {"tenant": tenant})
+    connection.execute(_SAY_TENANT, {"tenant": tenant})
 
 
 def _check_role(connection: Connection) -> None:

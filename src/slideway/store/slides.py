@@ -119,7 +119,7 @@ class Slides(Facet):
 
     def find(self, slide_sha256: str) -> SlideRecord | None:
         """The slide of a hash, or None."""
-        return self._find(SlideRecord, SLIDES, self._key(SLIDES, slide_sha256=slide_sha256))
+        return self._find_key(SlideRecord, SLIDES, slide_sha256=slide_sha256)
 
     def match(self, slide_sha256: str, *, case_id: str, block_id: str | None = None) -> SlideRecord:
         """Say which case a slide belongs to; once said, it is not changed silently.

@@ -153,7 +153,7 @@ class Uploads(Facet):
 
     def find(self, upload_id: str) -> Upload | None:
         """The upload of an id, or None; of this tenant only."""
-        return self._find(Upload, UPLOADS, self._key(UPLOADS, upload_id=upload_id))
+        return self._find_key(Upload, UPLOADS, upload_id=upload_id)
 
     def get(self, upload_id: str) -> Upload:
         """The upload of an id; of this tenant only."""
