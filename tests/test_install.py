@@ -2,6 +2,7 @@
 
 import importlib
 import importlib.metadata
+import os
 import pkgutil
 import re
 import subprocess
@@ -74,6 +75,17 @@ def test_help_answers_without_loading_an_engine():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_no_library_leaves_traces_of_its_users_in_their_home(tmp_path):
+    """ONNX Runtime writes a lasting device id on import unless it is told not to; Slideway tells it."""
+    program = (
+        "import slideway.encoders.engines, onnxruntime, time; onnxruntime.get_available_providers(); time.sleep(0.5)"
+    )
+    told = {"ORT_DISABLE_TELEMETRY", "XDG_CACHE_HOME", "XDG_CONFIG_HOME", "XDG_DATA_HOME"}
+    kept = {name: value for name, value in os.environ.items() if name not in told}
+    subprocess.run([sys.executable, "-c", program], check=True, env=kept | {"HOME": str(tmp_path)})
+    assert [str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*")] == []
 
 
 def test_every_command_stands_in_the_readme():

@@ -10,6 +10,7 @@ The public face; everything else may move between versions:
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -17,6 +18,9 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 __all__ = ["SlideReading", "__version__", "read_slide"]
+
+# ONNX Runtime from 1.32 on counts its users on Linux too, unless told not to before it is imported.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 
 def __getattr__(name: str) -> Any:

@@ -51,6 +51,7 @@ class OnnxRuntimeEngine:
         del threads  # parallelism comes from the callers
         import onnxruntime
 
+        onnxruntime.disable_telemetry_events()  # on Windows; elsewhere slideway/__init__.py has said so
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = 1
         options.inter_op_num_threads = 1

@@ -328,6 +328,7 @@ class _PlainEngine:
     def __init__(self, weights: Path, has_data_file: bool) -> None:
         import onnxruntime
 
+        onnxruntime.disable_telemetry_events()  # on Windows; elsewhere slideway/__init__.py has said so
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = 1
         options.log_severity_level = 3
