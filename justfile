@@ -92,6 +92,10 @@ bench-kill *ARGS:
 bench-idle:
     python bench/edge/idle.py
 
+# README's "Two machines", line by line and timed, between two network namespaces (Linux, root): README.
+bench-two-machines SLIDE:
+    python bench/two_machines.py {{SLIDE}}
+
 # How much of the picture, and of whose slide it is, comes back from features: docs/privacy.md (torch; half an hour).
 bench-privacy DATA *ARGS:
     python bench/privacy/measure.py {{DATA}} {{ARGS}}

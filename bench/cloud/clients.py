@@ -100,15 +100,18 @@ class Node:
         reply = await self._ask_json("PUT", f"/v1/sessions/{begun['session']}", proof, 200)
         self._token = json.loads(reply.body)["token"]
 
-    async def send(self, bundle: Sendable, *, by_tier: bool) -> float:
-        """Send one bundle as the pump does; seconds from the last request's begin to the last verified receipt."""
+    async def send(self, bundle: Sendable, *, by_tier: bool) -> list[float]:
+        """Send one bundle as the pump does; of each of its requests the seconds until its verified receipt."""
         plan, content = bundle.plan, bundle.content
         ends = plan.ends_bytes if by_tier else plan.ends_bytes[-1:]
         first = content[: ends[0]] if ends[0] <= _WITH_CREATION_BYTES else b""
-        began = time.monotonic()
+        began, seconds = time.monotonic(), []
         reply = await self._ask_tus("POST", "/v1/uploads", self._creation(bundle, first), first, 201)
         path, offset = reply.headers["location"], int(reply.headers["upload-offset"])
-        for end in ends:
+        if first:
+            self._check(bundle, reply, tier=0)
+            seconds.append(time.monotonic() - began)
+        for tier, end in enumerate(ends, start=3 - len(ends)):
             if offset < end:
                 began = time.monotonic()
                 part = content[offset:end]
@@ -116,8 +119,9 @@ class Node:
                     "PATCH", path, _part_headers(part) | {"Upload-Offset": str(offset)}, part, 204
                 )
                 offset = int(reply.headers["upload-offset"])
-        self._check(bundle, reply)
-        return time.monotonic() - began
+                self._check(bundle, reply, tier=tier)
+                seconds.append(time.monotonic() - began)
+        return seconds
 
     async def resume(self, bundle: Sendable, path: str) -> None:
         """Go on with an upload from where the cloud says it is."""
@@ -161,10 +165,10 @@ class Node:
             await asyncio.sleep(pause + random_.uniform(0, min(_MOST_PAUSE_SECONDS, 2**attempt)))
         raise RuntimeError(f"{step}: did not recover")
 
-    def _check(self, bundle: Sendable, reply: Reply) -> None:
-        """The receipt of the last tier, as the pump verifies it."""
+    def _check(self, bundle: Sendable, reply: Reply, *, tier: int | None = None) -> None:
+        """The receipt of a tier, or of the last one, as the pump verifies it."""
         said = dict(item.strip().split(" ", 1) for item in reply.headers.get("slideway-receipt", "").split(",") if item)
-        sha256, last = bundle.plan.sha256, len(bundle.plan.ends_bytes) - 1
+        sha256, last = bundle.plan.sha256, len(bundle.plan.ends_bytes) - 1 if tier is None else tier
         check_receipt(
             said[f"t{last}"],
             cloud_key=self.endpoint.cloud_key,
@@ -184,6 +188,9 @@ class Node:
     async def _ask_tus(self, method: str, path: str, headers: dict[str, str], body: bytes, status: int) -> Reply:
         said = {"Tus-Resumable": VERSION, **self._bearer(), **headers}
         reply = await self.connection.ask(method, path, said, body)
+        if reply.status == 401:  # a token lasts an hour
+            await self.begin_session()
+            reply = await self.connection.ask(method, path, said | self._bearer(), body)
         _expect(reply, status)
         return reply
 

@@ -1,9 +1,10 @@
 """Load of one cloud: many nodes send bundles over TLS; the same bytes go to a plain S3 server beside it.
 
-python bench/cloud/load.py [--bundles 5000] [--rate 20] [--whole] [--roles api,worker] [--json FILE]
+python bench/cloud/load.py [--bundles 50000] [--rate 20] [--whole] [--roles api,api] [--json FILE] [--note WORDS]
 
 Phases, one after the other on the same machine: (1) as fast as it goes, (2) at a fixed rate, with latencies counted
 from the moment a bundle was due, (3) the same bytes by multipart upload to SeaweedFS, with as many connections.
+How far it is goes to standard error each half minute; `--note` adds the run to `evidence.json`.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import os
 import random
 import re
 import statistics
+import sys
 import tempfile
 import time
 from collections import Counter
@@ -23,13 +25,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import psutil
-from clients import Node
+from clients import Node, RefusedError
 from place import Place, describe_machine, run_place
 
 from bundles import BundleMaker, Sendable
 from slideway.testing.s3 import BUCKET, find_weed, run_s3
 
 _SAMPLE_SECONDS = 5.0
+_TELL_SECONDS = 30.0
+_MEMORY_ROWS = 20
+_EVIDENCE = Path(__file__).with_name("evidence.json")
 
 
 @dataclass
@@ -41,6 +46,7 @@ class Phase:
         seconds: From the first byte to the last receipt.
         whole: (bundles) Seconds from when a bundle was due to its last receipt.
         last: (bundles) Seconds of its last request alone.
+        each: (requests) Seconds of each request until its receipt.
         samples: (seconds since the begin, bundles done, name to (processor seconds, MB)).
     """
 
@@ -48,6 +54,7 @@ class Phase:
     seconds: float = 0.0
     whole: list[float] = field(default_factory=list)
     last: list[float] = field(default_factory=list)
+    each: list[float] = field(default_factory=list)
     samples: list[tuple[float, int, dict[str, tuple[float, float]]]] = field(default_factory=list)
 
     def table(self) -> dict[str, object]:
@@ -65,6 +72,7 @@ class Phase:
             "per_second": round(len(self.whole) / self.seconds, 1),
             "whole_s": _spread(self.whole),
             "last_request_s": _spread(self.last),
+            "each_request_s": _spread(self.each),
             "cores": cores,
             "processor_ms_per_bundle": {
                 name: round(share * self.seconds / len(self.whole) * 1000, 1) for name, share in cores.items()
@@ -72,7 +80,13 @@ class Phase:
             "machine_load": round(os.getloadavg()[0], 1),
         }
 
-    def memory(self, *, rows: int = 8) -> list[dict[str, object]]:
+    def note(self, seconds: Sequence[float], since: float) -> None:
+        """A bundle is done: its requests, and when it was due."""
+        self.each += seconds
+        self.last.append(seconds[-1])
+        self.whole.append(time.monotonic() - since)
+
+    def memory(self, *, rows: int = _MEMORY_ROWS) -> list[dict[str, object]]:
         """MB over time."""
         step = max(1, len(self.samples) // rows)
         chosen = [*self.samples[::step], self.samples[-1]]
@@ -94,6 +108,7 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=1, help="slides at a time in a worker's process")
     parser.add_argument("--folder", type=Path, help="on the disk to measure")
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--note", help="add the run to evidence.json under these words")
     own = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=own.folder, prefix="slideway-load-") as scratch:
         result = asyncio.run(measure(own, Path(scratch)))
@@ -101,6 +116,10 @@ def main() -> None:
     print(text)
     if own.json is not None:
         own.json.write_text(text + "\n", encoding="utf-8")
+    if own.note is not None:
+        known = json.loads(_EVIDENCE.read_text(encoding="utf-8"))
+        known["load"].append({"run": f"{own.bundles} at {own.rate:g} a second", "note": own.note, **result})
+        _EVIDENCE.write_text(json.dumps(known, indent=1) + "\n", encoding="utf-8")
 
 
 async def measure(own: argparse.Namespace, scratch: Path) -> dict[str, object]:
@@ -118,7 +137,7 @@ async def measure(own: argparse.Namespace, scratch: Path) -> dict[str, object]:
             await run_fast(place, nodes, stock, fast, by_tier=not own.whole)
         result["bundle_bytes"] = stock.n_bytes
         if own.bundles:
-            await run_steady(place, nodes, stock, steady, own, by_tier=not own.whole)
+            await run_steady(place, nodes, stock, steady, own, troubles)
         result |= {"fast": fast.table(), "steady": steady.table(), "troubles": dict(troubles)}
         result["memory_mb"] = steady.memory() if steady.samples else fast.memory()
         if {"all", "worker"} & set(roles):
@@ -182,15 +201,19 @@ async def run_fast(place: Place, nodes: Sequence[Node], stock: Stock, phase: Pha
     async def send_all(number: int) -> None:
         for bundle in queues.get(number, []):
             began = time.monotonic()
-            phase.last.append(await nodes[number].send(bundle, by_tier=by_tier))
-            phase.whole.append(time.monotonic() - began)
+            phase.note(await nodes[number].send(bundle, by_tier=by_tier), began)
 
     async with _Sampling(place, phase):
         await asyncio.gather(*(send_all(number) for number in range(len(nodes))))
 
 
 async def run_steady(
-    place: Place, nodes: Sequence[Node], stock: Stock, phase: Phase, own: argparse.Namespace, *, by_tier: bool
+    place: Place,
+    nodes: Sequence[Node],
+    stock: Stock,
+    phase: Phase,
+    own: argparse.Namespace,
+    troubles: Counter[str],
 ) -> None:
     """Bundles fall due at random moments (Poisson) at any node; to wait for the node's own line counts too."""
     random_ = random.Random(7)  # not a secret
@@ -200,8 +223,10 @@ async def run_steady(
     async def send(number: int, due: float) -> None:
         async with locks[number]:
             bundle = stock.make_now(nodes[number])
-            phase.last.append(await nodes[number].send(bundle, by_tier=by_tier))
-            phase.whole.append(time.monotonic() - due)
+            try:
+                phase.note(await nodes[number].send(bundle, by_tier=not own.whole), due)
+            except (RefusedError, OSError, EOFError, TimeoutError) as error:  # counted, never passed over in silence
+                troubles[f"lost: {type(error).__name__} {error}"[:120]] += 1
 
     async with _Sampling(place, phase):
         due = time.monotonic()
@@ -295,7 +320,7 @@ class _Sampling:
     """Look at the processes now and then."""
 
     def __init__(self, place: Place, phase: Phase) -> None:
-        self._place, self._phase = place, phase
+        self._place, self._phase, self._told = place, phase, time.monotonic()
 
     async def __aenter__(self) -> None:
         self._began = time.monotonic()
@@ -311,6 +336,17 @@ class _Sampling:
         while True:
             await asyncio.sleep(_SAMPLE_SECONDS)
             self._look()
+            if time.monotonic() - self._told >= _TELL_SECONDS:
+                self._tell()
+
+    def _tell(self) -> None:
+        self._told = time.monotonic()
+        at, done, usage = self._phase.samples[-1]
+        memory = ", ".join(f"{name} {used[1]:.0f} MB" for name, used in usage.items())
+        late = _spread(self._phase.whole[-600:])["p99"] if done else 0.0
+        print(
+            f"{self._phase.name}: {done:,} in {at:.0f} s; last 600: p99 {late} s; {memory}", file=sys.stderr, flush=True
+        )
 
     def _look(self) -> None:
         usage = self._place.usage()

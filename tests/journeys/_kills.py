@@ -20,18 +20,15 @@ from typing import Any
 
 import psycopg
 
-from slideway.cloud.opinions import put_ask
 from slideway.core.crash import CRASH_POINTS
-from slideway.core.errors import SlidewayError
-from slideway.store.database import open_store
 from slideway.testing import postgres
 from slideway.testing.line import Malice, MeanRelay
 
+from ._kinds import SlideKind, make_kinds, write_head
 from ._nodes import (
     CloudHome,
     EdgeHome,
     Findings,
-    SlideFactory,
     check_all,
     enrol,
     invite,
@@ -39,6 +36,7 @@ from ._nodes import (
     make_cloud,
     make_edge,
     make_encoder,
+    make_unique,
     read_states,
 )
 from ._zygote import Zygote
@@ -58,7 +56,11 @@ ONLY_AT = {"edge.child-after-regions": "lab-1", "edge.after-alone": "lab-2", "ed
 VICTIMS = {"edge": 34, "reader": 18, "api": 22, "worker": 16, "database backend": 8, "database": 2}
 _COULD_NOT_FINISH = 6  # exit code: who supervises it starts it again
 _SPARED_SECONDS = 6.0
-_LIFE_SECONDS = 12.0
+# A process that did not come to its place in so long gets another life; the next is half as long again, up to the
+# longest, because on a busy computer everything takes longer.
+_LIFE_SECONDS, _LONGEST_LIFE_SECONDS = 12.0, 120.0
+# Kinds of slides, as cards of a deck that is dealt to the end and shuffled anew: so each comes, in any run.
+DECK = {"sure-no": 5, "sure-yes": 4, "unsure": 6, "glass": 1, "text": 1, "cut": 1, "huge": 1, "loop": 1}
 _MOST_OPEN = 2  # slides in hand at a node: enough that every kill hits something
 
 
@@ -76,6 +78,7 @@ class Slot:
         started: When.
         is_armed: It, or its first reader, will die at a named place.
         is_spared: It is not armed, and not killed in its first seconds.
+        life_seconds: How long it may take to come to its place.
     """
 
     role: str
@@ -87,6 +90,7 @@ class Slot:
     started: float = 0.0
     is_spared: bool = False
     is_armed: bool = False
+    life_seconds: float = _LIFE_SECONDS
 
 
 @dataclass
@@ -159,18 +163,20 @@ class Campaign:
         """
         self._random = random.Random(seed)
         self._database, self._tell, self._pause_seconds = database, tell, pause_seconds
-        self._factory = SlideFactory(folder / "kinds")
+        self._kinds = make_kinds(folder / "kinds")
+        self._deck: list[str] = []
         self.outcome = Outcome(seed)
         url = database.add_database(name, owner="slideway")
         self.cloud: CloudHome = make_cloud(folder / "cloud", tls=False, isolate=False, store=url, provisional=0.5)
         self.relay = MeanRelay(self.cloud.settings.server.port, seed=seed)
         encoder = make_encoder(folder / "toy")
+        write_head(folder / "models", encoder)
         self.edges = [
             make_edge(folder / "north-1", encoder, "north", "lab-1", policy="regions"),
             make_edge(folder / "north-2", encoder, "north", "lab-2", alone_hours=0.4 / 3600),
             make_edge(folder / "south-1", encoder, "south", "lab-3", kept_days=-1.0),
         ]
-        self._zygote = Zygote(folder)
+        self._zygote = Zygote(folder, models=folder / "models")
         config = ("--config", str(self.cloud.config))
         self._slots = [
             Slot("api", ("cloud", "serve", "--role", "api", *config), folder / "api.log", API_POINTS),
@@ -186,8 +192,7 @@ class Campaign:
             points = tuple(point for point in EDGE_POINTS if ONLY_AT.get(point, edge.node) == edge.node)
             self._slots.append(Slot("edge", words, folder / f"{edge.node}.log", points, edge))
         self._counted: set[int] = set()
-        self._asked: set[str] = set()
-        self._next_feed = self._next_ask = 0.0
+        self._next_feed = 0.0
         self._is_calm = self._is_enough = False
 
     def close(self) -> None:
@@ -223,7 +228,7 @@ class Campaign:
                 next_kill = time.monotonic() + self._random.expovariate(1 / self._pause_seconds)
             if time.monotonic() - told > 20:
                 told = time.monotonic()
-                self._tell(f"{told - began:.0f} s: {self.outcome.kills} kills, {sum(map(len, self._puts()))} slides, "
+                self._tell(f"{told - began:.0f} s: {self.outcome.kills} kills, {self._count_slides()} slides, "
                            f"missed {sorted(self.outcome.missed)}; " + "; ".join(read_states(self.edges)))  # fmt: skip
             time.sleep(0.03)
         killed = time.monotonic()
@@ -231,14 +236,14 @@ class Campaign:
         self.outcome.seconds = killed - began, time.monotonic() - killed
         self._stop()
         self.outcome.repeated = self.relay.seen
-        self.outcome.slides = sum(map(len, self._puts()))
+        self.outcome.slides = self._count_slides()
         found = check_all(self.edges, self.cloud)
         self.outcome.findings.wrong += found.wrong
         self.outcome.findings.counted = found.counted
         return self.outcome
 
-    def _puts(self) -> list[dict[str, bool]]:
-        return [edge.put for edge in self.edges]
+    def _count_slides(self) -> int:
+        return sum(len(edge.put) for edge in self.edges)
 
     def _wait_for_api(self) -> None:
         import socket
@@ -260,20 +265,19 @@ class Campaign:
         for slot in self._slots:
             if slot.pid not in running:
                 self._start(slot)
-            elif not self._is_calm and now - slot.started > _LIFE_SECONDS and self._zygote.kill(slot.pid):
+            elif not self._is_calm and now - slot.started > slot.life_seconds and self._zygote.kill(slot.pid):
                 self.outcome.at_random[slot.role] += 1  # it did not come to its place: another life
+                slot.life_seconds = min(1.5 * slot.life_seconds, _LONGEST_LIFE_SECONDS)
         if now > self._next_feed and not self._is_calm:
             self._next_feed = now + 0.3
             for edge in self.edges:
                 self._feed(edge)
-        if now > self._next_ask:
-            self._next_ask = now + 1.0
-            self._ask_for_regions()
 
     def _count_ends(self) -> set[int]:
         """Processes that run; of those that ended at a named place, take note."""
         running = set()
-        roles = {slot.pid: slot.role for slot in self._slots}
+        slots = {slot.pid: slot for slot in self._slots}
+        roles = {pid: slot.role for pid, slot in slots.items()}
         for one in self._zygote.look():
             if one["status"] is None:
                 running.add(one["pid"])
@@ -283,6 +287,9 @@ class Campaign:
                     place = one["crash"].partition(":")[0]
                     role = "reader" if one["kind"] == "child" else roles.get(one["pid"], "?")
                     self.outcome.at_points[f"{role} {place}"] += 1
+                    came = slots.get(one["parent"] if one["kind"] == "child" else one["pid"])
+                    if came is not None:
+                        came.life_seconds = _LIFE_SECONDS
                 elif one["status"] == _COULD_NOT_FINISH and roles.get(one["pid"]) in ("api", "worker"):
                     self.outcome.refused_starts += 1
                 elif one["kind"] == "serve" and one["status"] != -signal.SIGKILL:
@@ -321,29 +328,19 @@ class Campaign:
         in_hand = len(edge.put) - sum(states[end] for end in ("reported", "referred", "rejected"))
         if in_hand >= _MOST_OPEN:
             return
-        number, drawn = len(edge.put), self._random.random()
-        if drawn < 0.06:
-            edge.drop(f"no slide {edge.node} {number}".encode(), f"broken-{number}.svs", is_readable=False)
-            return
+        kind, number, drawn = self._deal(), len(edge.put), self._random.random()
         folder = "urgent/" if drawn < 0.25 else ""
-        content = self._factory.make(edge.node)
-        edge.drop(content, f"{folder}s{number}.tif")
+        content = make_unique(kind.content, f"{edge.node} {number}")
+        edge.drop(content, f"{folder}{kind.name}-{number}{kind.suffix}", kind.expected)
         if drawn > 0.9:
-            edge.drop(content, f"again-{number}.tif")
+            edge.drop(content, f"again-{number}{kind.suffix}", kind.expected)
 
-    def _ask_for_regions(self) -> None:
-        """As heads would that are unsure: ask the node whose policy lets regions leave."""
-        edge = self.edges[0]
-        try:
-            with open_store(self.cloud.settings.store_url) as store, store.transaction(edge.tenant) as work:
-                for entry in work.audit.entries():
-                    is_taken = entry.action == "bundle-taken" and entry.actor == edge.node
-                    if is_taken and entry.subject not in self._asked and not self._is_calm:
-                        boxes = [[0, 0, 64, 64], [100, 90, 32, 16]]
-                        put_ask(work, edge.node, entry.subject, str(entry.details["sha256"]), boxes, "finding-unsure")
-                        self._asked.add(entry.subject)
-        except (SlidewayError, psycopg.Error):
-            return  # the database was just killed
+    def _deal(self) -> SlideKind:
+        """The next kind of slide."""
+        if not self._deck:
+            self._deck = [name for name, count in DECK.items() for _ in range(count)]
+            self._random.shuffle(self._deck)
+        return self._kinds[self._deck.pop()]
 
     def _kill_someone(self) -> None:
         victim = self._random.choices(list(VICTIMS), list(VICTIMS.values()))[0]

@@ -8,7 +8,7 @@ import socket
 import sqlite3
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,8 +26,10 @@ from slideway.store.database import Store, open_store
 from slideway.store.slides import ENDS
 from slideway.store.work import Work
 from slideway.sync.identity import load_keys, write_endpoint
-from slideway.testing.encoders import ToyGraph, write_toy_encoder
+from slideway.testing.encoders import write_toy_encoder
 from slideway.testing.slides import make_levels, paint_tissue, write_pyramid
+
+from ._kinds import ANY_END, GRAPH, Expected
 
 EDGE = """\
 [watch]
@@ -40,6 +42,7 @@ lease_seconds = 5
 attempts = 1000
 [disk]
 reserve_mb = 0
+budget_gb = {budget_gb}
 min_free_gb = 0.001
 kept_days = {kept_days}
 [cloud]
@@ -66,6 +69,8 @@ min_free_mb = 1
 isolate = {isolate}
 lease_seconds = 3
 provisional_after_seconds = {provisional}
+[regions]
+count = 2
 """
 _END_ACTIONS = {f"slide-{end.value}" for end in ENDS}
 
@@ -78,9 +83,9 @@ def free_port() -> int:
 
 
 class SlideFactory:
-    """Slides, each with a content of its own: of some 45 kB unless made larger."""
+    """Slides, each with a content of its own."""
 
-    def __init__(self, folder: Path, width_px: int = 512, height_px: int = 384) -> None:
+    def __init__(self, folder: Path, width_px: int, height_px: int) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self._kinds = [
             write_pyramid(
@@ -91,10 +96,15 @@ class SlideFactory:
         self._count = 0
 
     def make(self, name: str) -> bytes:
-        """A slide's bytes; what is behind the end of a TIFF is read by nobody, and makes another content of it."""
+        """A slide's bytes."""
         self._count += 1
         kind = self._kinds[self._count % len(self._kinds)]
-        return kind.read_bytes() + hashlib.sha256(f"{name} {self._count}".encode()).digest()
+        return make_unique(kind.read_bytes(), f"{name} {self._count}")
+
+
+def make_unique(content: bytes, name: str) -> bytes:
+    """The same slide in another file: what is behind the end of a TIFF is read by nobody."""
+    return content + hashlib.sha256(name.encode()).digest()
 
 
 @dataclass
@@ -105,13 +115,13 @@ class EdgeHome:
         folder: It.
         tenant: Whose.
         node: Its name.
-        put: Hash of each slide that was put into it, and whether it can be read.
+        put: Hash of each slide that was put into it, and how it may end.
     """
 
     folder: Path
     tenant: str
     node: str
-    put: dict[str, bool] = field(default_factory=dict)
+    put: dict[str, Expected] = field(default_factory=dict)
 
     @property
     def config(self) -> Path:
@@ -125,7 +135,7 @@ class EdgeHome:
     def database(self) -> Path:
         return self.folder / "state" / "slideway.db"
 
-    def drop(self, content: bytes, name: str, *, is_readable: bool = True) -> str:
+    def drop(self, content: bytes, name: str, expected: Expected = ANY_END) -> str:
         """Do as a scanner does: write a file into the folder, whole at once; its hash."""
         target = self.folder / "scans" / name
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -133,7 +143,7 @@ class EdgeHome:
         part.write_bytes(content)
         part.replace(target)
         sha256 = hashlib.sha256(content).hexdigest()
-        self.put[sha256] = is_readable
+        self.put[sha256] = expected
         return sha256
 
     def states(self) -> Counter[str]:
@@ -187,9 +197,10 @@ def make_cloud(
     blobs: str = "file:blobs",
     more_blobs: str = "",
     provisional: float = 60.0,
+    hosts: Sequence[str] = (),
 ) -> CloudHome:
     """Make a cloud that will listen on a free port; its store is migrated."""
-    init_cloud(folder)
+    init_cloud(folder, hosts=hosts)
     text = CLOUD.format(
         port=free_port(),
         tls=str(tls).lower(),
@@ -207,7 +218,7 @@ def make_cloud(
 
 def make_encoder(folder: Path) -> Path:
     """A toy that encodes a tile in no time."""
-    write_toy_encoder(folder, graph=ToyGraph(tile_px=224))
+    write_toy_encoder(folder, graph=GRAPH)
     return folder
 
 
@@ -221,11 +232,16 @@ def make_edge(
     kept_days: float = 90.0,
     alone_hours: float = 24.0,
     status_minutes: float = 0.05,
+    budget_gb: float = 50.0,
 ) -> EdgeHome:
     """Make a node's folder, not enrolled yet."""
     init_edge(folder, policy=policy)
     text = EDGE.format(
-        encoder=encoder.as_posix(), kept_days=kept_days, alone_hours=alone_hours, status_minutes=status_minutes
+        encoder=encoder.as_posix(),
+        kept_days=kept_days,
+        alone_hours=alone_hours,
+        status_minutes=status_minutes,
+        budget_gb=budget_gb,
     )
     (folder / "edge.toml").write_text(text, encoding="utf-8")
     return EdgeHome(folder, tenant, node)
@@ -297,8 +313,8 @@ def check_all(edges: Iterable[EdgeHome], cloud: CloudHome) -> Findings:
                 _check_edge(found, edge, own)
                 _check_receipts(found, edge, own, theirs)
                 actions = _actions_by_slide(theirs)
-                for slide, is_readable in edge.put.items():
-                    if is_readable:
+                for slide, expected in edge.put.items():
+                    if expected.is_readable:
                         _check_at_cloud(found, edge, slide, own, theirs, actions.get(slide, []), blobs)
     return found
 
@@ -315,15 +331,17 @@ def _check_edge(found: Findings, edge: EdgeHome, work: Work) -> None:
     found.require(set(slides) == set(edge.put), f"{edge.node}: {len(slides)} slides of {len(edge.put)} put there")
     for sha256, slide in slides.items():
         name, own = f"{edge.node} {sha256[:8]}", Counter(entry.action for entry in actions.get(sha256, []))
-        is_readable = edge.put.get(sha256, True)
+        expected = edge.put.get(sha256, ANY_END)
+        is_readable = expected.is_readable
         found.counted[f"ended {slide.state.value}"] += 1
+        found.counted[f"  {slide.state.value} because {slide.reason}"] += 1
         found.require(slide.state in ENDS, f"{name}: {slide.state.value} is no end")
         found.require(sum(own[action] for action in _END_ACTIONS) == 1, f"{name}: ends {own}")
         found.require(own[f"slide-{slide.state.value}"] == 1, f"{name}: {slide.state.value}, audit says {own}")
         found.require(own["slide-accepted"] == 1, f"{name}: accepted {own['slide-accepted']} times")
-        is_rejected = slide.state.value == "rejected"
-        found.require(is_rejected != is_readable, f"{name}: {slide.state.value} ({slide.reason})")
-        found.require(bool(slide.reason) or not is_rejected, f"{name}: rejected without a reason")
+        found.require(slide.state.value in expected.states, f"{name}: {slide.state.value}, not {expected.states}")
+        is_reason = slide.reason in expected.reasons if expected.reasons else bool(slide.reason)
+        found.require(is_reason, f"{name}: {slide.state.value} because {slide.reason}, not {expected.reasons}")
         for action in ("slide-encoded", "bundle-released"):
             found.require(own[action] == int(is_readable), f"{name}: {action} {own[action]} times")
         rows = work.outbox.find_all(slide_sha256=sha256)
@@ -355,6 +373,9 @@ def _check_at_cloud(
     found: Findings, edge: EdgeHome, slide: str, own: Work, theirs: Work, entries: list[Any], blobs: Any
 ) -> None:
     name = f"{edge.node} {slide[:8]} at the cloud"
+    if edge.put[slide].is_hopeless and any(entry.action == "bundle-enough" for entry in entries):
+        _check_stopped(found, edge, slide, theirs, entries)
+        return
     taken = [entry for entry in entries if entry.action == "bundle-taken" and entry.actor == edge.node]
     found.require(len(taken) == 1, f"{name}: bundle taken {len(taken)} times")
     whole = [entry for entry in entries if entry.action == "opinion-given" and entry.details["tier"] == 2]
@@ -376,6 +397,18 @@ def _check_at_cloud(
     regions = sum(row.size_bytes for row in own.outbox.find_all(slide_sha256=slide) if row.kind == "region")
     came = len(content) + regions
     found.require(counted == came, f"{name}: {counted} bytes counted, {came} came")
+
+
+def _check_stopped(found: Findings, edge: EdgeHome, slide: str, theirs: Work, entries: list[Any]) -> None:
+    """Of a slide that nothing can be read of: tier 0 was taken once, more refused once, and its opinion given once."""
+    name = f"{edge.node} {slide[:8]} at the cloud"
+    own = [entry for entry in entries if entry.action == "bundle-enough" and entry.actor == edge.node]
+    found.require(len(own) == 1, f"{name}: more of it refused {len(own)} times")
+    jobs = [job for job in theirs.jobs.find_all() if job.slide_sha256 == slide]
+    found.require(not jobs, f"{name}: {len(jobs)} jobs for a slide of which nothing can be read")
+    rows = Counter(row.kind for row in theirs.outbox.find_all(slide_sha256=slide) if row.peer == edge.node)
+    found.require(rows["opinion"] == 1 and rows["enough"] == 1, f"{name}: {dict(rows)} in the outbox")
+    found.counted["bundles stopped after tier 0"] += 1
 
 
 def read_states(edges: Iterable[EdgeHome]) -> Iterator[str]:

@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import contextlib
 import json
+import mmap
 import os
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import time
@@ -34,19 +36,53 @@ ATTEMPTS = 1000  # of a job at the cloud, in use 5: here its worker is killed mo
 BACKOFF_SECONDS = (0.05, 0.5)  # first and longest pause of a line that fails; in use 1 and 300
 
 
+class Clock:
+    """How much later it is for the processes of a zygote than it really is: a number that all of them share."""
+
+    def __init__(self, path: Path) -> None:
+        """Make it, at 0, or share the one that is there."""
+        if not path.exists():
+            path.write_bytes(bytes(8))
+        with path.open("r+b") as file:
+            self._shared = mmap.mmap(file.fileno(), 8)
+
+    def ahead(self) -> float:
+        """Seconds."""
+        return float(struct.unpack("<d", self._shared)[0])
+
+    def let_pass(self, seconds: float) -> None:
+        """Turn it on."""
+        self._shared[:] = struct.pack("<d", self.ahead() + seconds)
+
+    def replace_time(self) -> None:
+        """Let `time.time` and `time.monotonic` of this process tell it; before what imports them by name.
+
+        Waits are not touched: what sleeps for a second does so, as on a computer whose clock somebody turns.
+        `datetime.now` is not touched either: sync asks it for the night window, which is off here.
+        """
+        now, monotonic = time.time, time.monotonic
+        time.time = lambda: now() + self.ahead()
+        time.monotonic = lambda: monotonic() + self.ahead()
+        time.time_ns = lambda: round(time.time() * 1e9)
+        time.monotonic_ns = lambda: round(time.monotonic() * 1e9)
+
+
 class Zygote:
     """The other end: asks the zygote to start, kill and tell."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, models: Path | None = None) -> None:
         """Start it.
 
         Args:
-            folder: For its socket and its log.
+            folder: For its socket, its log and its clock.
+            models: Folder of encoders and heads; None for the user's.
         """
+        self._clock = Clock(folder / "clock")
         self._path = folder / "zygote.sock"
         environment = {**os.environ, "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
+        environment |= {"SLIDEWAY_MODELS": str(models)} if models else {}
         with (folder / "zygote.log").open("wb") as log:
-            command = [sys.executable, __file__, str(self._path)]
+            command = [sys.executable, __file__, str(self._path), str(folder / "clock")]
             self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=log, stderr=log, env=environment)
         ends = time.monotonic() + 60
         while not self._path.exists():
@@ -70,6 +106,10 @@ class Zygote:
     def look(self) -> list[dict[str, Any]]:
         """All processes so far: pid, parent, kind (`serve` or `child`), crash, killed, status (None: it runs)."""
         return list(_ask(self._path, {"do": "look"})["processes"])
+
+    def let_pass(self, seconds: float) -> None:
+        """Turn the clocks of all that it started, and will start, on by so much: the wall's and the monotonic one."""
+        self._clock.let_pass(seconds)
 
     def close(self) -> None:
         """Kill all that it started, and it."""
@@ -263,5 +303,6 @@ def _import_all() -> None:
 
 
 if __name__ == "__main__":
+    Clock(Path(sys.argv[2])).replace_time()
     _import_all()
     _Nursery(sys.argv[1]).run()

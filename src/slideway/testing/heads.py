@@ -79,6 +79,7 @@ def write_toy_head(
     encoder_id: str = "toy",
     encoder_fingerprint: str = TOY_FINGERPRINT,
     min_tiles: int = 1,
+    head: Head | None = None,
 ) -> HeadCard:
     """Write a complete head's folder in which everything agrees; returns its card.
 
@@ -95,9 +96,10 @@ def write_toy_head(
         encoder_id: Encoder on the card.
         encoder_fingerprint: Fingerprint of the bags that it reads.
         min_tiles: With fewer it does not read.
+        head: Another head than `make_toy_head` makes of the questions, of the same width and form.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    head = make_toy_head(questions, width=width, form=form)
+    head = head or make_toy_head(questions, width=width, form=form)
     save_head(folder / HEAD_FILE, head, encoder_fingerprint=encoder_fingerprint)
     (folder / "LICENSE").write_text("Made for tests; use it as you like.\n", encoding="utf-8")
     weights = folder / HEAD_FILE

@@ -55,30 +55,34 @@ class BadLine:
 
     Attributes:
         weather: As it is now; set it.
-        port: Where clients connect to, on 127.0.0.1.
+        host: Where clients connect to.
+        port: There.
+        entrance: Empty: clients stand where the relay stands.
         seen: What happened, by name: connections, packets, stalls, resets, refused.
         carried_bytes: Up (to the server) and down.
     """
 
-    def __init__(self, target_port: int, *, seed: int = 0, host: str = "127.0.0.1") -> None:
-        """Listen on a free port.
+    entrance: tuple[str, ...] = ()
+
+    def __init__(self, target_port: int, *, seed: int = 0, listening: socket.socket | None = None) -> None:
+        """Listen.
 
         Args:
-            target_port: Where bytes go.
+            target_port: Where bytes go, on 127.0.0.1.
             seed: Of what is left to chance.
-            host: Where bytes go.
+            listening: Where clients connect to; None for a free port of 127.0.0.1.
         """
         self.weather = GOOD
         self.seen: Counter[str] = Counter()
         self.carried_bytes = {"up": 0, "down": 0}
-        self._target = host, target_port
+        self._target = "127.0.0.1", target_port
         self._random = random.Random(seed)  # noqa: S311  # not a secret
         self._free_at = {"up": 0.0, "down": 0.0}
         self._lock = threading.Lock()
         self._is_open = True
         self._sockets: set[socket.socket] = set()
-        self._listening = socket.create_server(("127.0.0.1", 0), backlog=256)
-        self.port = int(self._listening.getsockname()[1])
+        self._listening = listening or socket.create_server(("127.0.0.1", 0), backlog=256)
+        self.host, self.port = self._listening.getsockname()
         threading.Thread(target=self._accept, daemon=True).start()
 
     def close(self) -> None:
