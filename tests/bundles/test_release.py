@@ -306,6 +306,7 @@ def test_a_region_leaves_by_the_same_rules(receiver, signer):
         ({"key": X25519PrivateKey.generate()}, "somebody may have exchanged it"),
         ({"key": None}, "no key of theirs is here"),
         ({"sites": ("prostate",)}, "it stays"),
+        ({"max_bytes": len(picture)}, "this region has"),  # what is around it counts too
         ({"picture": picture + b"EXIF"}, "carries more than pixels"),
     ):
         with pytest.raises(PolicyError, match=words):

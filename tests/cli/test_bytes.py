@@ -186,7 +186,16 @@ def test_a_store_that_is_not_there_is_named_and_not_made(tmp_path):
     assert not (tmp_path / "none.db").exists()
 
 
-def test_the_default_store_lies_in_the_users_data_folder(monkeypatch):
+def test_the_default_store_is_that_of_the_node_whose_settings_lie_here(monkeypatch, tmp_path):
+    from slideway.edge.init import init_edge
+    from slideway.edge.settings import read_settings
+
     monkeypatch.delenv("SLIDEWAY_STORE", raising=False)
-    assert default_store_url().startswith("sqlite:///")
-    assert default_store_url().endswith("slideway.db")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(WrongUseError, match=r"no edge\.toml here"):
+        default_store_url()
+    init_edge(tmp_path)
+    config = tmp_path / "edge.toml"
+    config.write_text(config.read_text("utf-8").replace('# folder = "state"', 'folder = "elsewhere"'), "utf-8")
+    assert default_store_url() == read_settings(config).places.store_url
+    assert default_store_url().endswith("elsewhere/slideway.db")

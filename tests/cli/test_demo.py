@@ -13,7 +13,7 @@ import pytest
 from click.testing import CliRunner
 
 from slideway.cli import demo, demo_pair
-from slideway.core.errors import SlidewayError
+from slideway.core.errors import OutputError, SlidewayError
 from slideway.testing import slides as synthetic
 
 
@@ -79,3 +79,17 @@ def test_a_cloud_that_does_not_start_is_said_with_its_last_words(monkeypatch, tm
     monkeypatch.setattr(demo_pair.sys, "executable", shutil.which("false"))
     with pytest.raises(SlidewayError, match="the cloud ended with 1"), demo_pair.DemoPair(tmp_path):
         pytest.fail("it cannot start")
+
+
+@pytest.mark.parametrize("name", ["out", "out/further/in"])
+def test_a_place_that_cannot_be_written_is_said_before_anything_is_fetched(monkeypatch, tmp_path, name):
+    (tmp_path / "out").write_text("a file stands in the way")
+    monkeypatch.setattr(demo, "fetch_demo_slide", lambda: pytest.fail("it was fetched first"))
+    result = CliRunner().invoke(demo.command, ["--once", "--no-open", "--out", str(tmp_path / name)])
+    assert isinstance(result.exception, OutputError)
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_asking_whether_a_place_can_be_written_leaves_nothing_there(tmp_path):
+    demo.require_writable(tmp_path / "new" / "out")
+    assert not list(tmp_path.iterdir())

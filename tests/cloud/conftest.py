@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import shutil
 import ssl
 import threading
@@ -13,12 +14,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import httpx
+import imagecodecs
 import numpy as np
 import pytest
 
 from slideway.bundles.build import BundleContent, build_bundle
-from slideway.bundles.container import pack_container
+from slideway.bundles.container import Part, pack_container
 from slideway.bundles.lock import lock_parts
+from slideway.bundles.read import REGION
+from slideway.bundles.tiles_part import AXES
 from slideway.cloud.app import Cloud, create_app, open_cloud
 from slideway.cloud.enrolment import invite_node
 from slideway.cloud.gate import Drain
@@ -63,6 +67,7 @@ def write_bundle(
     n: int = 60,
     width: int = 16,
     lock: bool = True,
+    with_vectors: bool = True,
     bag: EmbeddingBag | None = None,
     **summary: object,
 ) -> bytes:
@@ -108,11 +113,45 @@ def write_bundle(
         novelty=None,
         representatives=(tuple(range(min(n, 4))),),
     )
-    built = build_bundle(content, codec="steps")
+    parts = [part for part in build_bundle(content, codec="steps").parts if with_vectors or not _is_vectors(part.name)]
     if not lock:
-        return pack_container(built.parts, signer=keys.signing)
-    locked, how = lock_parts(built.parts, receiver)
+        return pack_container(parts, signer=keys.signing)
+    locked, how = lock_parts(parts, receiver)
     return pack_container(locked, lock=how, signer=keys.signing)
+
+
+def _is_vectors(name: str) -> bool:
+    """Whether a policy that keeps features keeps this part."""
+    return name == AXES or name.startswith("tiles-")
+
+
+def write_region(
+    keys: Keys,
+    receiver: object,
+    slide: str,
+    rectangle: tuple[int, ...] = (0, 0, 64, 64),
+    *,
+    lock: bool = True,
+    picture: bytes | None = None,
+    place: bytes | None = None,
+) -> tuple[bytes, bytes]:
+    """A region as a node lets it leave, and the picture in it."""
+    if picture is None:
+        pixels = np.full((rectangle[3], rectangle[2], 3), 200, np.uint8)
+        picture = bytes(imagecodecs.webp_encode(pixels, level=None, lossless=True))
+    place = place or json.dumps({"slide": slide, "rectangle": list(rectangle)}).encode()
+    parts = [Part("place", 3, place), Part(REGION, 3, picture)]
+    if not lock:
+        return pack_container(parts, signer=keys.signing), picture
+    locked, how = lock_parts(parts, receiver)
+    return pack_container(locked, lock=how, signer=keys.signing), picture
+
+
+def send_region(node: Node, region: bytes, slide: str) -> dict[int, str]:
+    """Send a region and give the receipts."""
+    plan = UploadPlan("region", hashlib.sha256(region).hexdigest(), slide, (len(region),))
+    progress = node.line.begin_upload(plan)
+    return dict(node.line.send_part(progress.path, 0, region).receipts)
 
 
 def plan_of(content: bytes, slide: str = "") -> UploadPlan:

@@ -178,6 +178,19 @@ def test_figures_tell_requests_receipts_jobs_and_refusals(house):
         assert line in text, line
 
 
+def test_uploads_that_pass_by_the_framework_are_named_in_figures_and_described(house):
+    node = house.enrol("north", "lab-1")
+    node.send(node.pack())
+    with house.client() as client:
+        assert client.put("/v1/uploads").status_code == 405  # what is no upload's method goes to the framework
+        assert client.options("/v1/uploads/").status_code in (204, 307)
+        figures = client.get("/metrics", headers=house.operator).text
+        described = client.get("/openapi.json").json()["paths"]
+    assert {"/v1/uploads", "/v1/uploads/{upload_id}"} <= described.keys()
+    assert 'route="/v1/uploads",status="201"' in figures
+    assert 'route="/v1/uploads/{upload_id}",status="204"' in figures
+
+
 def test_the_fleet_tells_when_each_node_was_heard_of_and_what_waits(house):
     node = house.enrol("north", "lab-1")
     house.enrol("south", "lab-2")

@@ -6,14 +6,10 @@ import hashlib
 import time
 from dataclasses import replace
 
-import imagecodecs
 import numpy as np
 import pytest
-from tests.cloud.conftest import run_cloud, write_bundle
+from tests.cloud.conftest import run_cloud, send_region, write_bundle, write_region
 
-from slideway.bundles.container import Part, pack_container
-from slideway.bundles.lock import lock_parts
-from slideway.bundles.read import REGION
 from slideway.cloud.enrolment import invite_node, revoke_node
 from slideway.core.errors import LineRefusedError, NodeRevokedError
 from slideway.registry.heads import heads_folder
@@ -260,21 +256,78 @@ def test_a_head_that_is_not_in_force_asks_for_no_pixels_unless_the_settings_let_
             assert bool(node.fetch("ask-regions")) is asks
 
 
+def test_an_opinion_too_long_for_a_message_leaves_without_its_longest_explanations(
+    shared_house, tenant, toy_head, monkeypatch
+):
+    from slideway.cloud.diagnose import diagnose_bundle
+
+    def diagnose(*given):
+        told = diagnose_bundle(*given)
+        told["findings"][0]["evidence"]["change"] = "ä" * 40_000  # more bytes than letters
+        told["findings"][-1]["evidence"]["nearest_cases"] = [{"case": "c", "label": "x", "cosine": 0.5}]
+        return told
+
+    monkeypatch.setattr("slideway.cloud.worker.diagnose_bundle", diagnose)
+    node = shared_house.enrol(tenant, "lab-1")
+    bag = make_toy_bag(np.random.default_rng(1).normal(size=(40, 8)))
+    node.send(node.pack(bag=bag, mpp=0.5))
+    shared_house.work()
+    (opinion,) = node.fetch("opinion")
+    with shared_house.cloud.store.reading(tenant) as work:
+        kept = work.findings.of_slide(bag.slide_sha256, place="cloud")
+        assert work.slides.get(bag.slide_sha256).state == "answered"
+    assert len(opinion["findings"]) == len(kept) > 0
+    first = opinion["findings"][0]
+    assert first["probabilities"]
+    assert first["evidence"]["change"] == ""
+    assert opinion["findings"][-1]["evidence"]["nearest_cases"]  # the short ones stay
+    (said,) = [line for line in opinion["silent"] if "Explanations were left out" in line]
+    assert first["task"] in said
+
+
+def test_an_opinion_that_fits_in_no_way_goes_to_a_person_at_once(shared_house, tenant, monkeypatch):
+    from slideway.cloud.diagnose import diagnose_bundle
+
+    monkeypatch.setattr(
+        "slideway.cloud.worker.diagnose_bundle", lambda *given: diagnose_bundle(*given) | {"silent": ["x" * 70_000]}
+    )
+    node = shared_house.enrol(tenant, "lab-1")
+    node.send(node.pack())
+    assert shared_house.work() == 1
+    (opinion,) = node.fetch("opinion")
+    assert opinion["trouble"] == "message-too-large"
+
+
+def test_an_answer_of_more_bytes_than_a_message_has_is_refused_with_its_reason(house):
+    node = house.enrol("north", "lab-1")
+    node.send(node.pack())
+    slide = hashlib.sha256(b"0").hexdigest()
+    asked = {"consultation": "c-1", "slide": slide, "organ": "lung", "question": "malignant?", "urgent": True}
+    _says(node, "consult-request", 1, asked, slide)
+    weber, one = house.person("dr-weber", organs="lung"), "/v1/consultations/north/c-1"
+    with house.client() as client:
+        client.post(f"{one}/taking", headers=weber).raise_for_status()
+        refused = client.put(f"{one}/answer", headers=weber, json={"text": "\U0001f52c" * 20_000})
+        assert (refused.status_code, refused.json()["code"]) == (422, "message-too-large")
+        assert "61,440 bytes" in refused.json()["message"]
+        assert client.get(one, headers=weber).json()["state"] == "taken"
+        refused = client.put(f"{one}/answer", headers=weber, json={"text": "a\0b"})
+        assert (refused.status_code, refused.json()["code"]) == (422, "message-malformed")
+        assert client.put(f"{one}/answer", headers=weber, json={"text": "x" * 20_000}).json()["state"] == "answered"
+
+
 def test_a_question_goes_to_its_specialist_with_pixels_and_the_answer_comes_back(house):
     node = house.enrol("north", "lab-1")
-    content, pixels = node.pack(), b"pixels" * 100
-    node.send(content)
+    node.send(node.pack())
     house.work()
-    slide, sha256 = hashlib.sha256(b"0").hexdigest(), hashlib.sha256(pixels).hexdigest()
-    progress = node.line.begin_upload(UploadPlan("region", sha256, slide, (len(pixels),)))
-    assert 3 in node.line.send_part(progress.path, 0, pixels).receipts
-    picture = bytes(imagecodecs.webp_encode(np.zeros((8, 8, 3), np.uint8), level=None, lossless=True))
-    parts, lock = lock_parts([Part("place", 3, b"{}"), Part(REGION, 3, picture)], node.endpoint.receiver)
-    region = pack_container(parts, lock=lock, signer=node.keys.signing)
-    locked_sha256 = hashlib.sha256(region).hexdigest()
-    progress = node.line.begin_upload(UploadPlan("region", locked_sha256, slide, (len(region),)))
-    assert 3 in node.line.send_part(progress.path, 0, region).receipts
-    _says(node, "regions", 1, {"slide": slide, "regions": [{"sha256": sha256, "rectangle": [0, 0, 448, 448]}]})
+    slide = hashlib.sha256(b"0").hexdigest()
+    _says(node, "status", 1, {"may_leave": "regions"})
+    region, picture = write_region(node.keys, node.endpoint.receiver, slide)
+    assert 3 in send_region(node, region, slide)
+    sha256 = hashlib.sha256(region).hexdigest()
+    _says(
+        node, "regions", 1, {"slide": slide, "regions": [{"sha256": sha256, "rectangle": [0, 0, 64, 64], "mpp": 0.25}]}
+    )
     asked = {"consultation": "c-1", "slide": slide, "organ": "lung", "question": "malignant?", "urgent": True}
     _says(node, "consult-request", 1, asked, slide)
     weber, other = house.person("dr-weber", organs="lung"), house.person("dr-kim", organs="*")
@@ -285,15 +338,24 @@ def test_a_question_goes_to_its_specialist_with_pixels_and_the_answer_comes_back
             "lung", True, "open", {"text": "malignant?"},
         )  # fmt: skip
         assert line["due_ms"] - line["asked_ms"] == 4 * 3600 * 1000
+        assert client.get("/v1/consultations?taken=me", headers=weber).json() == []
         assert client.put(f"{one}/answer", headers=weber, json={"text": "yes"}).status_code == 409  # not taken yet
-        assert client.post(f"{one}/taking", headers=weber).json()["specialist"] == "dr-weber"
+        for _ in range(2):
+            assert client.post(f"{one}/taking", headers=weber).json()["specialist"] == "dr-weber"
         assert client.post(f"{one}/taking", headers=other).status_code == 404
+        assert client.get("/v1/consultations", headers=weber).json() == []
+        (mine,) = client.get("/v1/consultations?taken=me", headers=weber).json()
+        assert (mine["consultation_id"], mine["state"]) == ("c-1", "taken")
+        assert client.get("/v1/consultations?taken=me", headers=other).json() == []
+        assert client.get("/v1/consultations?taken=dr-weber", headers=other).status_code == 422
         detail = client.get(one, headers=weber).json()
         assert detail["slide"]["verdict"] == "readable"
-        assert detail["regions"][0]["rectangle"] == [0, 0, 448, 448]
-        assert client.get(f"{one}/regions/{sha256}", headers=weber).content == pixels
-        locked = client.get(f"{one}/regions/{locked_sha256}", headers=weber)
-        assert (locked.content, locked.headers["content-type"]) == (picture, "image/webp")
+        assert [(row["kind"], row["rectangle"], row["mpp"]) for row in detail["regions"]] == [
+            ("region", [0, 0, 64, 64], 0.25)
+        ]
+        given = client.get(f"{one}/regions/{sha256}", headers=weber)
+        assert (given.content, given.headers["content-type"]) == (picture, "image/webp")
+        assert given.headers["x-content-type-options"] == "nosniff"
         assert client.get(f"{one}/thumbnail", headers=weber).content[:4] == b"RIFF"
         for _ in range(2):
             answer = client.put(
@@ -301,8 +363,28 @@ def test_a_question_goes_to_its_specialist_with_pixels_and_the_answer_comes_back
             )
             assert answer.json()["state"] == "answered"
         assert client.put(f"{one}/answer", headers=weber, json={"text": "No."}).status_code == 409
+        assert client.get("/v1/consultations?taken=me", headers=weber).json() == []
     (told,) = node.fetch("consult-answer")
     assert (told["consultation"], told["answer"]["text"]) == ("c-1", "Adenocarcinoma.")
+
+
+def test_the_node_that_asked_hears_who_took_its_question_and_who_gave_it_back(shared_house, tenant):
+    node, slide = shared_house.enrol(tenant, "lab-1"), "ab" * 32
+    other = shared_house.enrol(tenant, "lab-2")
+    _says(node, "consult-request", 1, {"consultation": "c-1", "slide": slide, "organ": "lung", "question": ""}, slide)
+    weber = shared_house.person()
+    with shared_house.client() as client:
+        one = f"/v1/consultations/{tenant}/c-1/taking"
+        for method in ("POST", "POST", "DELETE", "POST"):
+            assert client.request(method, one, headers=weber).status_code == 200
+    said = node.fetch("consult-state")
+    assert [(row["consultation"], row["state"], row["specialist"]) for row in said] == [
+        ("c-1", "taken", "dr-weber"), ("c-1", "open", ""), ("c-1", "taken", "dr-weber"),
+    ]  # fmt: skip
+    assert other.fetch() == []
+    with shared_house.cloud.store.reading(tenant) as work:
+        actions = [entry.action for entry in work.audit.entries() if entry.action.startswith("consultation")]
+    assert actions == ["consultation-asked", "consultation-taken", "consultation-given-back", "consultation-taken"]
 
 
 def test_a_question_that_is_withdrawn_is_gone_from_the_desk(house):

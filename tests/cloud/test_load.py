@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
+import ssl
 import sys
+from asyncio import sslproto
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 
@@ -17,22 +20,32 @@ from slideway.cloud.worker import _CHILD_NICE, _begin_child
 from slideway.store import postgresql
 
 
-def test_a_bundle_by_tiers_takes_few_transactions(shared_house, tenant):
+def test_a_bundle_by_tiers_takes_few_transactions_and_statements(shared_house, tenant):
     node = shared_house.enrol(tenant, "lab-1")
-    content = node.pack(seed=901)
-    plan, engine, begun = node.plan(content), shared_house.cloud.store.engine, []
-    note = begun.append
-    node.line.find_upload(node.line.begin_upload(node.plan(node.pack(seed=902))).path)  # its session is there now
-    event.listen(engine, "begin", note)
-    try:
-        progress = node.line.begin_upload(plan, content[: plan.ends_bytes[0]])
-        for end in plan.ends_bytes[1:]:
-            progress = node.line.send_part(progress.path, progress.offset_bytes, content[progress.offset_bytes : end])
-    finally:
-        event.remove(engine, "begin", note)
-    assert set(progress.receipts) == {0, 1, 2}
-    # For each of three requests: who sends, where its upload is, its bytes, what is here, what takes effect.
-    assert len(begun) <= 3 * 5
+    for seed in (901, 902):  # the first of a node makes what all others find: its session, the head of its audit
+        content = node.pack(
+            seed=seed, case=f"KZ2QGX7LB3MWO{seed}".replace("9", "A").replace("0", "B").replace("1", "C")
+        )
+        plan, engine, begun, asked = node.plan(content), shared_house.cloud.store.engine, [], []
+
+        def note_statement(*told, asked=asked):
+            asked.append(told[2])
+
+        note = begun.append
+        event.listen(engine, "begin", note)
+        event.listen(engine, "before_cursor_execute", note_statement)
+        try:
+            progress = node.line.begin_upload(plan, content[: plan.ends_bytes[0]])
+            for end in plan.ends_bytes[1:]:
+                part = content[progress.offset_bytes : end]
+                progress = node.line.send_part(progress.path, progress.offset_bytes, part)
+        finally:
+            event.remove(engine, "begin", note)
+            event.remove(engine, "before_cursor_execute", note_statement)
+        assert set(progress.receipts) == {0, 1, 2}
+    # For each of three requests: one for who sends, where its upload is and its bytes, one for what takes effect.
+    assert len(begun) == 3 * 2
+    assert len([text for text in asked if not text.startswith(("PRAGMA", "BEGIN"))]) <= 38
 
 
 def test_a_bundle_in_many_chunks_is_taken_whole(shared_house, tenant):
@@ -60,6 +73,20 @@ def test_requests_use_no_more_threads_than_the_store_keeps_connections():
         assert place.engine.pool.size() >= serve._THREADS
     finally:
         place.engine.dispose()
+
+
+def test_an_idle_tls_connection_holds_little_to_read_into(monkeypatch):
+    monkeypatch.setattr(sslproto.SSLProtocol, "max_size", sslproto.SSLProtocol.max_size)
+    serve._limit_tls_memory()
+
+    async def connect() -> int:
+        tls = ssl.create_default_context()
+        loop = asyncio.get_running_loop()
+        protocol = sslproto.SSLProtocol(loop, asyncio.Protocol(), tls, loop.create_future())
+        protocol._app_transport._closed = True  # there is no line to close
+        return len(protocol._ssl_buffer)
+
+    assert asyncio.run(connect()) <= 32 * 2**10
 
 
 def test_serving_limits_its_threads():

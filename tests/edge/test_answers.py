@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,13 +13,14 @@ from slideway.edge.answers import Answers
 from slideway.edge.app import Edge
 from slideway.edge.chores import Chores
 from slideway.edge.ends import decide_end
-from slideway.edge.node import Node, end_slide
+from slideway.edge.node import Node, end_slide, set_urgent
 from slideway.edge.outcome import record_reading
 from slideway.store.outbox import OutboxState
 from slideway.store.slides import SlideState
 from slideway.store.work import Work
 from slideway.sync.mailbox import take_messages
 from slideway.sync.messages import Message
+from slideway.sync.outgoing import UploadPlan, put_upload
 
 from .conftest import TENANT, Site
 
@@ -164,7 +166,7 @@ def test_late_provisional_opinion_does_not_overwrite_the_final_one(edge: Edge) -
 def test_opinion_after_the_end_is_kept_and_changes_nothing(edge: Edge) -> None:
     read(edge.node, [finding()])
     with edge.node.store.transaction(TENANT) as work:
-        end_slide(work, SLIDE, SlideState.REPORTED, "edge-alone", tell=False)
+        end_slide(work, edge.node, SLIDE, SlideState.REPORTED, "edge-alone", tell=False)
     say(edge.node, "opinion", opinion([finding(labels=("no",))]))
     assert look(edge.node) == ("reported", "edge-alone")
     assert actions(edge.node)[-1] == "opinion-late"
@@ -182,14 +184,6 @@ def test_malformed_and_foreign_opinions_are_noted_and_do_not_come_for_ever(edge:
     assert found.count("message-of-unknown-slide") == 2
     assert found.count("finding-malformed") == 2
     assert look(edge.node)[0] == "reported"  # by the edge's answer: the cloud's said nothing to it
-
-
-def test_enough_withdraws_the_tiers_from_there_on(edge: Edge) -> None:
-    read(edge.node, [finding()])
-    say(edge.node, "enough", {"bundle": BUNDLE, "from_tier": 1, "slide": SLIDE})
-    with edge.node.store.reading(TENANT) as work:
-        rows = {row.tier: row.state for row in work.outbox.find_all(slide_sha256=SLIDE) if row.kind == "bundle"}
-    assert rows == {0: OutboxState.WAITING, 1: OutboxState.WITHDRAWN, 2: OutboxState.WITHDRAWN}
 
 
 def test_bundle_that_the_cloud_refuses_goes_to_a_person(edge: Edge) -> None:
@@ -229,11 +223,67 @@ def test_regions_become_a_job_where_the_policy_lets_them(make_site: Callable[...
     edge.node.store.close()
 
 
+def test_region_that_the_cloud_refuses_stays_and_refers_nobody(make_site: Callable[..., Site]) -> None:
+    edge = make_site(policy="regions").open()
+    read(edge.node, [finding()])
+    region = edge.node.outgoing.put(b"a region")
+    with edge.node.store.transaction(TENANT) as work:
+        put_upload(work, UploadPlan("region", region, SLIDE, (8,)))
+    body = {"slide": SLIDE, "kind": "region", "bundle": region, "code": "bundle-broken", "message": "Doe^Jane"}
+    say(edge.node, "rejected", body)
+    assert look(edge.node)[0] == "encoded"
+    assert actions(edge.node)[-1] == "region-rejected"
+    with edge.node.store.reading(TENANT) as work:
+        rows = [(row.kind, row.state) for row in work.outbox.find_all(slide_sha256=SLIDE)]
+    assert ("region", OutboxState.WITHDRAWN) in rows
+    assert rows.count(("bundle", OutboxState.WAITING)) == 3
+    edge.node.store.close()
+
+
 def test_a_specialists_answer_is_kept(edge: Edge) -> None:
     read(edge.node, [finding()])
     say(edge.node, "consult-answer", {"slide": SLIDE, "consultation": "c1", "answer": {"text": "x"}, "specialist": "s"})
     with edge.node.store.reading(TENANT) as work:
-        assert work.slides.get(SLIDE).facts["consultations"]["c1"]["answer"] == {"text": "x"}
+        assert work.consultations.get("c1").answer == {"text": "x"}
+
+
+def test_the_cloud_puts_a_slide_first_and_back_with_all_that_is_open_of_it(edge: Edge) -> None:
+    read(edge.node, [finding()])
+    with edge.node.store.transaction(TENANT) as work:
+        work.slides.accept("e" * 64)
+        put_upload(work, UploadPlan("bundle", "9" * 64, "e" * 64, (8,)), priority=1)
+    with edge.node.store.transaction(TENANT) as work:
+        for slide in ("e" * 64, SLIDE):
+            work.jobs.enqueue(slide, "regions")
+    say(edge.node, "command", {"do": "priority", "slide": SLIDE, "urgent": True})
+    with edge.node.store.transaction(TENANT) as work:
+        assert work.slides.get(SLIDE).is_urgent
+        job = work.jobs.lease("w", seconds=9)
+        assert job is not None and job.slide_sha256 == SLIDE
+        work.jobs.give_back(job)
+        assert work.outbox.next_due()[0].slide_sha256 == SLIDE
+        assert work.outbox.find(f"slide-urgent:{SLIDE}") is None  # the cloud knows: it said so
+    say(edge.node, "command", {"do": "priority", "slide": SLIDE, "urgent": False}, id_="m2")
+    say(edge.node, "command", {"do": "priority", "slide": "d" * 64, "urgent": True}, id_="m3")
+    with edge.node.store.reading(TENANT) as work:
+        assert not work.slides.get(SLIDE).is_urgent
+    assert actions(edge.node).count("slide-urgent") == 2
+
+
+def test_slide_that_became_urgent_while_it_was_read_leaves_first(edge: Edge) -> None:
+    with edge.node.store.transaction(TENANT) as work:
+        work.slides.accept(SLIDE, size_bytes=1, facts={"places": {}})
+        work.jobs.enqueue(SLIDE, "read", model=edge.node.model)
+        job = work.jobs.lease("w", seconds=60)
+        assert job is not None
+    with edge.node.store.transaction(TENANT) as work:
+        assert set_urgent(work, edge.node, SLIDE)
+        assert not set_urgent(work, edge.node, SLIDE)
+    with edge.node.store.transaction(TENANT) as work:
+        record_reading(work, edge.node, job, told([finding()]))
+        rows = [row for row in work.outbox.find_all() if row.kind == "bundle"]
+        assert [row.is_urgent for row in rows] == [True, True, True]
+        assert work.outbox.get(f"slide-urgent:{SLIDE}").payload["body"] == {"slide": SLIDE, "urgent": True}
 
 
 def test_the_cloud_can_pause_and_resume_and_nothing_else(edge: Edge) -> None:
@@ -243,6 +293,16 @@ def test_the_cloud_can_pause_and_resume_and_nothing_else(edge: Edge) -> None:
     assert edge.node.is_paused
     say(edge.node, "command", {"do": "resume"}, id_="m3")
     assert not edge.node.is_paused
+
+
+def test_a_pause_that_comes_after_a_newer_resume_has_no_effect(edge: Edge) -> None:
+    """As from two sticks that changed places."""
+    say(edge.node, "command", {"do": "resume"}, id_="m2", sequence=7)
+    say(edge.node, "command", {"do": "pause"}, id_="m1", sequence=6)
+    assert not edge.node.is_paused
+    assert actions(edge.node)[-2:] == ["command", "command-late"]
+    say(edge.node, "command", {"do": "pause"}, id_="m3", sequence=8)
+    assert edge.node.is_paused
 
 
 def acknowledge(work: Work) -> None:
@@ -285,6 +345,51 @@ def test_policy_that_becomes_stricter_withdraws_what_waits(make_site: Callable[.
         left = [row.kind for row in work.outbox.find_all() if row.state is OutboxState.WAITING]
     assert set(left) <= {"status"}
     assert look(edge.node) == ("reported", "edge-alone")
+    edge.node.store.close()
+
+
+def limit_sites(site: Site, sites: str) -> None:
+    policy = site.settings.policy_file
+    policy.write_text(policy.read_text("utf-8").replace("may_leave", f"sites = {sites}\nmay_leave"), "utf-8")
+
+
+@pytest.mark.parametrize(("own", "is_told"), [("lung", True), ("breast", False), ("", False)])
+def test_of_a_site_that_the_policy_does_not_name_the_cloud_hears_not_even_that_a_slide_exists(
+    own: str, is_told: bool, make_site: Callable[..., Site], tiny_slides: list[Path]
+) -> None:
+    site = make_site()
+    config = site.folder / "edge.toml"
+    config.write_text(config.read_text("utf-8").replace("[reading]", f"[reading]\nsite = '{own}'"), "utf-8")
+    limit_sites(site, '["lung", "prostate"]')
+    edge = site.open()
+    site.put(tiny_slides[0])
+    edge.watcher.quiet_seconds = 0
+    (sha256,) = edge.intake.run_once(has_room=lambda: True) or edge.intake.run_once(has_room=lambda: True)
+    with edge.node.store.transaction(TENANT) as work:
+        end_slide(work, edge.node, sha256, SlideState.REJECTED, "slide-gone")
+    edge.chores.run_once()
+    with edge.node.store.reading(TENANT) as work:
+        rows = work.outbox.find_all()
+    assert {"slide-accepted", "slide-ended"} & {row.kind for row in rows} == (
+        {"slide-accepted", "slide-ended"} if is_told else set()
+    )
+    assert any(sha256 in str(row) for row in rows) is is_told
+    (status,) = [row.payload["body"] for row in rows if row.kind == "status"]
+    assert status["may_leave"] == ("features" if is_told else "nothing")
+    edge.node.store.close()
+
+
+def test_a_rule_of_sites_that_is_written_later_withdraws_what_waits(make_site: Callable[..., Site]) -> None:
+    site = make_site()
+    edge = site.open()
+    edge.chores.run_once()
+    read(edge.node, [finding()])
+    limit_sites(site, '["lung"]')
+    edge.chores.run_once()
+    with edge.node.store.reading(TENANT) as work:
+        left = [row.kind for row in work.outbox.find_all() if row.state is OutboxState.WAITING]
+    assert set(left) <= {"status"}
+    assert "states no site" in edge.node.rights.now().reason
     edge.node.store.close()
 
 

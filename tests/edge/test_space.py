@@ -53,7 +53,7 @@ def end_and_fill(node: Node, *, is_acknowledged: bool = True) -> Path:
     with node.store.transaction(TENANT) as work:
         if is_acknowledged:
             acknowledge(work)
-        end_slide(work, SLIDE, SlideState.REPORTED, "edge-alone", tell=False)
+        end_slide(work, node, SLIDE, SlideState.REPORTED, "edge-alone", tell=False)
     return folder
 
 

@@ -155,4 +155,4 @@ def test_every_reason_has_plain_words(code: str) -> None:
 
 
 def test_every_state_of_the_line_has_plain_words() -> None:
-    assert {state.value for state in LineState} | {"none"} == set(LINES)
+    assert {state.value for state in LineState} | {"none", "stick"} == set(LINES)

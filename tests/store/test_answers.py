@@ -96,15 +96,27 @@ def test_a_consultation_is_asked_taken_and_answered_once(ready, clock):
         assert work.consultations.give_back("c1", specialist="s1").specialist is None
         work.consultations.take("c1", specialist="s2")
         clock.move(3601)
-        assert [late.consultation_id for late in work.consultations.find_overdue()] == ["c1"]
+        assert work.consultations.count_overdue() == 1
         done = work.consultations.answer("c1", specialist="s2", answer={"text": "yes"})
         assert work.consultations.answer("c1", specialist="s2", answer={"text": "yes"}) == done
-        assert done.state is ConsultationState.ANSWERED and not work.consultations.find_overdue()
+        assert done.state is ConsultationState.ANSWERED and not work.consultations.count_overdue()
         with pytest.raises(ConflictError, match="otherwise"):
             work.consultations.answer("c1", specialist="s2", answer={"text": "no"})
         with pytest.raises(TransitionError):
             work.consultations.withdraw("c1")
     refuse(ready, "UPDATE consultations SET answer = '{}'")
+
+
+def test_later_changes_of_a_consultation_have_later_times_also_when_the_clock_is_set_back(ready, clock):
+    with ready.transaction("north") as work:
+        work.consultations.ask(
+            "c1", slide_sha256=SLIDE, organ="kidney", asked_by="u1", question={}, within_seconds=3600
+        )
+        taken = work.consultations.take("c1", specialist="s1")
+        given_back = work.consultations.give_back("c1", specialist="s1")  # in the same millisecond
+        clock.move(-10 * 365 * 86_400)
+        again = work.consultations.take("c1", specialist="s2")
+    assert taken.changed_ms < given_back.changed_ms < again.changed_ms
 
 
 def test_questions_are_routed_by_organ_and_centre_urgent_and_due_first(ready):
@@ -133,3 +145,26 @@ def test_questions_are_routed_by_organ_and_centre_urgent_and_due_first(ready):
         assert work.consultations.withdraw("late") == work.consultations.withdraw("late")
         assert [question.consultation_id for question in work.consultations.of_slide(SLIDE)] != []
         assert "late" not in [question.consultation_id for question in work.consultations.find_open()]
+
+
+def test_a_specialist_sees_what_they_took_until_it_is_answered(ready, clock):
+    with ready.transaction("south") as work:
+        work.slides.accept(SLIDE)
+    for tenant, name, seconds in (("north", "later", 900), ("south", "soon", 60), ("north", "free", 1)):
+        with ready.transaction(tenant) as work:
+            work.consultations.ask(
+                name, slide_sha256=SLIDE, organ="kidney", asked_by="u", question={}, within_seconds=seconds
+            )
+            if name != "free":
+                work.consultations.take(name, specialist="s1")
+    clock.move(61)
+    with ready.reading_of_all() as everything:
+        assert [row.consultation_id for row in everything.consultations.find_taken("s1")] == ["soon", "later"]
+        assert everything.consultations.find_taken("s2") == []
+        assert everything.consultations.count_open() == {"kidney": 1}
+        assert everything.consultations.count_overdue() == 2
+    with ready.transaction("south") as work:
+        work.consultations.answer("soon", specialist="s1", answer={"text": "yes"})
+    with ready.reading("north") as work:
+        assert [row.consultation_id for row in work.consultations.find_taken("s1")] == ["later"]
+        assert work.consultations.count_overdue() == 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from sqlalchemy import event
 
 from slideway.core.errors import ConflictError
 from slideway.store import facet
@@ -79,3 +80,24 @@ def test_bytes_of_a_transaction_that_failed_are_not_there_twice(written):
         raise RuntimeError
     with written.reading("north") as work:
         assert work.bytes.total().entries == 5
+
+
+def test_sums_by_peer_are_what_the_ledger_says_and_cost_a_row_for_each(written):
+    with written.transaction("south") as work:
+        work.bytes.record(SLIDE, 0, "out", 5, 1, "cloud", "tus")
+    said = []
+    with written.reading_of_all() as everything:
+        event.listen(written.engine, "before_cursor_execute", lambda *told: said.append(told[2]))
+        sums = everything.bytes.sums_by_peer(direction="out")
+    assert sums == {
+        ("north", "cloud"): ByteTotal(51_900, 690, 3), ("north", "ntp"): ByteTotal(0, 40, 1),
+        ("south", "cloud"): ByteTotal(5, 1, 1),
+    }  # fmt: skip
+    assert len(said) == 1 and "FROM byte_sums" in said[0]
+    with written.reading("north") as work:
+        ledger = work.bytes.totals("peer", direction="out")
+        assert work.bytes.total(direction="out") == ByteTotal(51_900, 730, 4)
+        assert work.bytes.total(direction="in") == ByteTotal(300, 30, 1)
+        assert work.bytes.total() == ByteTotal(52_200, 760, 5)
+        assert {peer: sums["north", peer] for peer in ("cloud", "ntp")} == ledger
+        assert set(work.bytes.sums_by_peer(direction="out")) == {("north", "cloud"), ("north", "ntp")}

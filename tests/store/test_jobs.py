@@ -8,6 +8,7 @@ import pytest
 
 from slideway.core.errors import ConflictError, LeaseLostError, UnknownRecordError
 from slideway.store.jobs import JobState, wait_ms
+from slideway.store.schema import JOBS
 
 SLIDE, OTHER = "a" * 64, "b" * 64
 
@@ -112,8 +113,6 @@ def test_failures_wait_longer_each_time_and_end_in_quarantine_with_their_reason(
     with slides.transaction("north") as work:
         assert work.jobs.lease("w", seconds=10) is None
         assert [job.slide_sha256 for job in work.jobs.find_all(state=JobState.QUARANTINED)] == [SLIDE]
-        assert work.jobs.release_from_quarantine(failed.job_id).attempts == 0
-        assert work.jobs.lease("w", seconds=10).attempts == 1
 
 
 def test_a_failure_that_would_repeat_itself_is_quarantined_at_once(slides):
@@ -215,6 +214,96 @@ def test_a_worker_of_all_tenants_leases_from_any_and_finishes_as_that_tenant(sli
         work.jobs.complete(job)
 
 
+def fill_queues(store, clock, **counts):
+    """Jobs of tenants, one tenant after the other: the last one's are the youngest."""
+    for tenant, count in counts.items():
+        store.add_tenant(tenant)
+        with store.transaction(tenant) as work:
+            work.slides.accept(SLIDE)
+            for number in range(count):
+                work.jobs.enqueue(SLIDE, f"step{number}")
+        clock.move(1)
+
+
+def lease_of_all(store, count, *, finish):
+    taken = []
+    for _ in range(count):
+        with store.transaction_of_all() as everything:
+            job = everything.jobs.lease("w", seconds=60)
+            taken.append(job.tenant)
+            if finish:
+                everything.of(job.tenant).jobs.complete(job)
+    return taken
+
+
+def test_a_tenant_with_many_slides_does_not_hold_up_another(store, clock):
+    fill_queues(store, clock, north=100, south=4)
+    taken = lease_of_all(store, 60, finish=True)
+    assert taken.count("south") == 4  # by chance among equals: that it fails is less likely than one in 10 ** 12
+
+
+def test_the_turn_is_whose_workers_have_least_in_hand(store, clock):
+    fill_queues(store, clock, north=20, south=3, east=3)
+    taken = lease_of_all(store, 9, finish=False)
+    assert {tenant: taken.count(tenant) for tenant in ("north", "south", "east")} == {"north": 3, "south": 3, "east": 3}
+    assert lease_of_all(store, 3, finish=False) == ["north"] * 3
+
+
+def test_urgent_and_priority_go_before_any_turn(store, clock):
+    fill_queues(store, clock, north=5, south=0)
+    with store.transaction("south") as work:
+        work.jobs.enqueue(SLIDE, "urgent", is_urgent=True, priority=900)
+        work.jobs.enqueue(SLIDE, "later", priority=200)
+    with store.transaction("north") as work:
+        work.jobs.enqueue(SLIDE, "pressing", priority=1)
+    assert lease_of_all(store, 8, finish=False) == ["south", *["north"] * 6, "south"]
+
+
+def test_within_a_tenant_the_oldest_goes_first_also_in_the_transaction_of_all(store, clock):
+    store.add_tenant("north")
+    with store.transaction("north") as work:
+        work.slides.accept(SLIDE)
+    for step in ("first", "second", "third"):
+        with store.transaction("north") as work:
+            work.jobs.enqueue(SLIDE, step)
+        clock.move(1)
+    for step in ("first", "second", "third"):
+        with store.transaction_of_all() as everything:
+            assert everything.jobs.lease("w", seconds=60).step == step
+
+
+def test_on_postgresql_a_worker_of_all_takes_what_others_leave_in_the_same_moment(store, clock):
+    if store.engine.dialect.name != "postgresql":
+        pytest.skip("SQLite has one writer by design")
+    fill_queues(store, clock, north=1, south=1)
+    with store.transaction_of_all() as first, store.transaction_of_all() as second, store.transaction_of_all() as third:
+        taken = {opened.jobs.lease("w", seconds=9).tenant for opened in (first, second)}
+        assert taken == {"north", "south"}
+        assert third.jobs.lease("w", seconds=9) is None  # both are locked: it does not wait
+
+
 def test_waits_double_up_to_an_hour_and_are_spread():
     assert all(3_600_000 <= wait_ms(attempts, "k") <= 4_500_000 for attempts in (11, 40, 1000))
     assert len({wait_ms(3, f"node{number}") for number in range(50)}) > 25
+
+
+def count_steps(store):
+    """Steps of SQLite's machine that one choice among all tenants' jobs takes, in hundreds."""
+    steps = []
+    with store.transaction_of_all() as everything:
+        raw = everything.jobs._connection.connection.driver_connection
+        raw.set_progress_handler(lambda: steps.append(1), 100)
+        try:
+            assert everything.jobs._take_turns([JOBS.c.attempts < JOBS.c.attempts_allowed])
+        finally:
+            raw.set_progress_handler(None, 0)
+    return len(steps)
+
+
+def test_whose_turn_it_is_costs_the_same_however_many_jobs_wait(store, clock):
+    if store.engine.dialect.name != "sqlite":
+        pytest.skip("PostgreSQL counts no steps")
+    fill_queues(store, clock, north=10, south=10)
+    few = count_steps(store)
+    fill_queues(store, clock, north=1000)
+    assert count_steps(store) <= few + 1

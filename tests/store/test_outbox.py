@@ -85,8 +85,6 @@ def test_a_message_is_never_given_up(store, clock):
             assert len(work.outbox.next_due()) == 1
             failed = work.outbox.mark_failed("k", reason="no-line")
         assert failed.attempts == 30 and failed.not_before_ms - clock.now_ms <= 4_500_000
-        assert work.outbox.make_due() == 1
-        assert len(work.outbox.next_due()) == 1
         work.outbox.mark_failed("k", reason="asked-to-wait", wait_seconds=7)
         clock.move(7)
         assert len(work.outbox.next_due()) == 1
@@ -100,20 +98,27 @@ def test_a_clock_that_was_set_back_holds_nothing_up(store, clock):
         assert len(work.outbox.next_due()) == 1
 
 
-def test_a_bundle_may_be_evicted_only_when_all_of_it_is_durably_there(store):
-    with store.transaction("north") as work:
-        assert not work.outbox.is_all_acknowledged(SLIDE)
-        for tier in (0, 1, 2):
-            work.outbox.put("bundle", f"k{tier}", tier=tier, slide_sha256=SLIDE)
-        work.outbox.mark_acknowledged("k0", receipt="r")
-        work.outbox.mark_acknowledged("k1", receipt="r")
-        assert not work.outbox.is_all_acknowledged(SLIDE)
-        work.outbox.withdraw("k2", reason="server-said-stop")
-        assert work.outbox.is_all_acknowledged(SLIDE)
-
-
 def test_each_peer_has_its_own_queue(store):
     with store.transaction("north") as work:
         work.outbox.put("opinion", "k1", peer="node1")
         work.outbox.put("opinion", "k2", peer="node2")
         assert [message.key for message in work.outbox.next_due(peer="node2", limit=9)] == ["k2"]
+
+
+def test_what_waits_for_each_peer_is_counted_and_can_be_withdrawn_at_once(store):
+    for tenant, key, peer in (("north", "a", "lab-1"), ("north", "b", "lab-1"), ("north", "c", "lab-2"),
+                              ("south", "d", "lab-1")):  # fmt: skip
+        with store.transaction(tenant) as work:
+            work.outbox.put("opinion", key, peer=peer, size_bytes=10)
+    with store.transaction("north") as work:
+        work.outbox.mark_acknowledged("b", receipt="taken")
+    with store.reading_of_all() as everything:
+        assert everything.outbox.open_sums() == {
+            ("north", "lab-1"): (1, 10), ("north", "lab-2"): (1, 10), ("south", "lab-1"): (1, 10),
+        }  # fmt: skip
+    with store.transaction("north") as work:
+        assert work.outbox.withdraw_all(peer="lab-1", reason="moved") == 1
+        assert work.outbox.get("b").state == "acknowledged"
+        assert (work.outbox.get("a").state, work.outbox.get("a").reason) == ("withdrawn", "moved")
+    with store.reading_of_all() as everything:
+        assert set(everything.outbox.open_sums()) == {("north", "lab-2"), ("south", "lab-1")}

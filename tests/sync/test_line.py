@@ -6,6 +6,7 @@ import random
 import socket
 import ssl
 import threading
+import time as real_time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
@@ -114,7 +115,7 @@ def test_64_kbit_line_with_5_percent_loss_finishes_with_parts_of_about_ten_secon
         if step.is_idle:
             time.sleep(1)
         with edge.reading(TENANT) as work:
-            if work.outbox.is_all_acknowledged(SLIDE):
+            if all(row.state is OutboxState.ACKNOWLEDGED for row in work.outbox.find_all(slide_sha256=SLIDE)):
                 break
     line.close()
     assert effects(cloud.store, "took") == [piece.key for piece in plan.pieces]
@@ -321,7 +322,7 @@ def test_clocks_of_1999_and_2099_change_nothing(cloud: Cloud, url: str, edge: St
         put_upload(work, plan)
         put_message(work, Message("m", "status", "", 1, {}))
     with cloud.store.transaction(TENANT) as work:
-        put_message(work, Message("e", "enough", "", 1, {"bundle": "0" * 64, "tier": 2}), peer=NODE)
+        put_message(work, Message("e", "enough", "", 1, {"bundle": "0" * 64, "from_tier": 2}), peer=NODE)
     for _ in range(8):
         pump.run_once()
     with edge.reading(TENANT) as work, cloud.store.reading(TENANT) as there:
@@ -346,7 +347,7 @@ def test_enough_ends_the_tiers_that_are_not_wanted(cloud: Cloud, line: Line, edg
     with edge.transaction(TENANT) as work:
         put_upload(work, plan)
     with cloud.store.transaction(TENANT) as work:
-        put_message(work, Message("e", "enough", plan.sha256, 1, {"bundle": plan.sha256, "tier": 1}), peer=NODE)
+        put_message(work, Message("e", "enough", plan.sha256, 1, {"bundle": plan.sha256, "from_tier": 1}), peer=NODE)
     Pump(edge, line, lambda sha, a, b: content[a:b], {}).receive_once()
     with edge.reading(TENANT) as work:
         states = [row.state for row in work.outbox.find_all()]
@@ -468,11 +469,17 @@ def test_numbers_survive_the_line() -> None:
     for numbers in ([], [4], [1, 2, 3], [4, 5, 6, 9], [9, 1, 2]):
         assert read_numbers(write_numbers(numbers)) == sorted(numbers)
     assert write_numbers([4, 5, 6, 9]) == "4-6,9"
-    for wrong in ("a", "1-", "1-99999", "-3", "1,,x", "٣"):
-        if wrong == "1-":
-            continue
+    huge = "9" * 5_000
+    for wrong in ("a", "1-", "1-99999", "-3", "1,,x", "٣", "9-4", "1-9999999999", f"1-{huge}", huge, "1-500,1001-1501"):
         with pytest.raises(LineRefusedError):
             read_numbers(wrong)
+
+
+@pytest.mark.parametrize("taken", ["1-9999999999", "1-" + "9" * 3_000, "9-4"])
+def test_numbers_that_nobody_gave_out_are_refused_over_the_line(line: Line, taken: str) -> None:
+    with pytest.raises(LineRefusedError) as refused:
+        line._ask_json("GET", "/v1/messages", query={"taken": taken})
+    assert (refused.value.status, refused.value.refusal) == (422, "message-malformed")
 
 
 def test_receipt_holds_for_exactly_what_it_names() -> None:
@@ -533,17 +540,24 @@ def test_message_that_the_full_disk_did_not_take_is_not_said_to_be_taken(
         assert work.outbox.get("o").state is OutboxState.ACKNOWLEDGED
 
 
-def make_certificates(folder: Path) -> tuple[str, dict[str, str]]:
-    """An authority (PEM), and files of a server certificate that it signed for loopback."""
+def make_certificates(
+    folder: Path, *, begins: datetime | None = None, ends: datetime | None = None
+) -> tuple[str, dict[str, str]]:
+    """An authority (PEM), and files of a server certificate that it signed for loopback; the dates are the latter's."""
     now = datetime.now(UTC)
     authority_key, server_key = ec.generate_private_key(ec.SECP256R1()), ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "authority")])
     aki = x509.AuthorityKeyIdentifier.from_issuer_public_key(authority_key.public_key())
     days = {"not_valid_before": now - timedelta(days=1), "not_valid_after": now + timedelta(days=1)}
+    of_server = {
+        "not_valid_before": begins or days["not_valid_before"],
+        "not_valid_after": ends or days["not_valid_after"],
+    }
     names = x509.SubjectAlternativeName([x509.IPAddress(ip_address("127.0.0.1"))])
 
     def build(subject: x509.Name, key: ec.EllipticCurvePrivateKey, *extensions: x509.ExtensionType) -> bytes:
-        builder = x509.CertificateBuilder(name, subject, key.public_key(), x509.random_serial_number(), **days)
+        dates = days if subject == name else of_server
+        builder = x509.CertificateBuilder(name, subject, key.public_key(), x509.random_serial_number(), **dates)
         for extension in (*extensions, x509.SubjectKeyIdentifier.from_public_key(key.public_key()), aki):
             is_critical = isinstance(extension, x509.BasicConstraints)
             builder = builder.add_extension(extension, critical=is_critical)
@@ -600,3 +614,28 @@ def test_answers_do_not_wait_once_sending_works_again(
     assert pump.receive_once().error == "down"
     assert pump.send_once().sent == ("s",)
     assert pump.receive_once().received == 1
+
+
+@pytest.mark.parametrize("refused", ["x", "5-4", "1-1001", "1,2,1-999"])
+def test_numbers_that_cannot_have_been_refused_are_told_by_name(line: Line, refused: str) -> None:
+    with pytest.raises(LineRefusedError, match="not: ") as told:
+        line._ask_json("GET", "/v1/messages", query={"not": refused})
+    assert (told.value.status, told.value.refusal) == (422, "message-malformed")
+
+
+def test_a_node_that_waits_hears_nothing_of_what_it_refused_until_there_is_more(cloud: Cloud, line: Line) -> None:
+    def tell(name: str) -> None:
+        with cloud.store.transaction(TENANT) as work:
+            put_message(work, Message(name, "opinion", "", 1, {}), peer=NODE)
+
+    tell("refused")
+    (first,) = line.receive_messages()
+    began = real_time.monotonic()
+    assert line.receive_messages(wait_seconds=1.2, without=[first.number]) == []
+    assert real_time.monotonic() - began > 1.1
+    tell("new")
+    assert [item.message.id for item in line.receive_messages(without=[first.number])] == ["new"]
+
+
+def test_more_refused_numbers_than_the_cloud_reads_are_cut(line: Line) -> None:
+    assert line.receive_messages(without=range(10**12, 10**12 + 5_000, 2)) == []

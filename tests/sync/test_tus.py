@@ -433,7 +433,22 @@ def test_two_processes_with_one_secret_know_each_others_tokens(cloud: Cloud) -> 
     assert other.find_sender(f"Bearer {token_of(cloud.sessions, TENANT, NODE, cloud)}") == Sender(TENANT, NODE)
 
 
-def test_upload_about_which_nothing_is_said_is_kept_as_it_came(client: httpx.Client, cloud: Cloud) -> None:
+def test_upload_about_which_nothing_is_said_is_refused_in_words(client: httpx.Client, cloud: Cloud) -> None:
+    for headers in ({**TUS, "Upload-Length": "5"}, {**TUS, "Upload-Length": "5", "Upload-Metadata": "filename eA=="}):
+        answer = client.post("/v1/uploads", headers=headers)
+        assert (answer.status_code, answer.json()["code"]) == (400, "metadata-wrong")
+        assert "Upload-Metadata with kind, sha256" in answer.json()["message"]
+    whole = client.post("/v1/uploads", headers={**PATCH, "Upload-Length": "5"}, content=b"12345")
+    assert whole.status_code == 400
+    assert not list(cloud.folder.rglob("*.part"))
+    with cloud.store.reading(TENANT) as work:
+        assert work.uploads.count_open(NODE)[0].count == 0
+
+
+def test_upload_about_which_nothing_is_said_is_kept_as_it_came_where_it_is_taken(
+    client: httpx.Client, cloud: Cloud
+) -> None:
+    cloud.tus._takes_nameless = True
     answer = client.post("/v1/uploads", headers={**TUS, "Upload-Length": "5"})
     done = client.patch(answer.headers["Location"], content=b"12345", headers={**PATCH, "Upload-Offset": "0"})
     assert (done.status_code, done.headers["Upload-Offset"]) == (204, "5")

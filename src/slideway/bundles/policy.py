@@ -34,7 +34,7 @@ version = "1.0"
 [receiver.county-hospital]
 # Each level includes those before it:
 #   nothing   not even that the slide exists
-#   opinions  what the heads say, quality, sizes, the slide's hash, the case's pseudonym
+#   opinions  what the heads say, quality, sizes, the slide's hash, the case's pseudonym; questions that are asked here
 #   features  also the tiles' vectors; treat them as pictures of the patient (docs/privacy.md)
 #   regions   also named regions as pixels, when the receiver asks for them
 #   slide     also the whole slide, when a person asks for it
@@ -130,6 +130,28 @@ class Policy:
             raise PolicyError(
                 f'{self.source}: [receiver.{receiver}] may_leave = "{rule.level.word}", which does not let '
                 f"{level.word} leave; if they are to have it, the person who answers for the policy changes that line"
+            )
+        return rule
+
+    def require_question(self, receiver: str, site: str) -> ReceiverRule:
+        """The receiver's rule, when it lets a question about a slide leave that a person here wrote in their own words.
+
+        A question says no more than opinions do as long as nobody writes a name into it; so it needs that level, and
+        the same rule of sites as the slide itself.
+
+        Args:
+            receiver: Name of the receiver.
+            site: Of the slide, as an id of the catalogue; empty when not given.
+
+        Raises:
+            PolicyError: It does not let it leave.
+        """
+        rule = self.require(receiver, Level.OPINIONS)
+        if rule.sites and site not in rule.sites:
+            told = f"from {site}" if site else "of no stated site"
+            raise PolicyError(
+                f"{self.source}: [receiver.{receiver}] sites = {', '.join(rule.sites)}, and this slide is {told}; the "
+                "question stays"
             )
         return rule
 

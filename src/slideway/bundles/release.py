@@ -119,11 +119,7 @@ def release_bundle(
         locked, lock = lock_parts(parts, lock_to)
         made = pack_container(locked, lock=lock, signer=signer)
     head = _check_sealed(made, parts, signer, lock_to)
-    if rule.max_bytes is not None and len(made) > rule.max_bytes:
-        raise PolicyError(
-            f"{policy.source}: [receiver.{receiver}] max_bytes = {rule.max_bytes}, and this bundle has {len(made):,} "
-            "bytes; raise max_bytes, or let them have opinions only"
-        )
+    _require_size(made, rule, policy.source, "bundle")
     return made, ReleaseReport(
         receiver=receiver,
         level=rule.level.word,
@@ -179,7 +175,16 @@ def release_region(
         locked, lock = lock_parts(parts, lock_to)
         made = pack_container(locked, lock=lock, signer=signer)
     _check_sealed(made, parts, signer, lock_to)
+    _require_size(made, rule, policy.source, "region")
     return made
+
+
+def _require_size(made: bytes, rule: ReceiverRule, source: str, what: str) -> None:
+    if rule.max_bytes is not None and len(made) > rule.max_bytes:
+        raise PolicyError(
+            f"{source}: [receiver.{rule.name}] max_bytes = {rule.max_bytes}, and this {what} has {len(made):,} "
+            "bytes; raise max_bytes, or let them have opinions only"
+        )
 
 
 def _choose_lock(rule: ReceiverRule, key: X25519PublicKey | None, source: str) -> X25519PublicKey | None:

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
-import platformdirs
 
 from slideway.cli.progress import Steps
 from slideway.core.errors import WrongUseError
@@ -50,7 +49,7 @@ Metered = list[tuple[BundleBytes, Baselines | None]]
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the random sample.")
 @click.option("--store", "store_url", metavar="URL",
               help="Also show what a node sent and received, from its store; without paths, only that. Default: "
-                   "SLIDEWAY_STORE, else the store in the user's data folder.")  # fmt: skip
+                   "SLIDEWAY_STORE, else that of the node whose edge.toml lies here.")  # fmt: skip
 @click.option("--chart", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE",
               help="Also draw bars on a logarithmic axis: FILE.svg or FILE.png.")  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
@@ -83,7 +82,7 @@ def command(
       slideway bytes slideway-out
       slideway bytes slideway-out --baselines scans/ --chart bytes.svg
       slideway bytes biopsy.svs --baselines biopsy.svs --all
-      slideway bytes --store sqlite:///node.db
+      slideway bytes --store sqlite:///node/state/slideway.db
     """
     if chart is not None and chart.suffix.lower() not in (".svg", ".png"):
         raise WrongUseError(f"{chart.name}: a chart is written as .svg or .png")
@@ -100,9 +99,22 @@ def command(
 
 
 def default_store_url() -> str:
-    """Where a node keeps its store: `SLIDEWAY_STORE`, else a file in the user's data folder."""
-    path = Path(platformdirs.user_data_dir("slideway", appauthor=False)) / "slideway.db"
-    return os.environ.get("SLIDEWAY_STORE") or f"sqlite:///{path.as_posix()}"
+    """Where a node keeps its store: `SLIDEWAY_STORE`, else what the `edge.toml` of this folder says.
+
+    Raises:
+        WrongUseError: There is neither, or the settings are not understood.
+    """
+    from slideway.edge.settings import CONFIG, read_settings
+
+    if named := os.environ.get("SLIDEWAY_STORE"):
+        return named
+    config = Path(CONFIG)
+    if not config.exists():
+        raise WrongUseError(
+            f"no {CONFIG} here, so no node's store is known: name one, as --store sqlite:///node/state/slideway.db, or "
+            "name readings, e.g. `slideway bytes slideway-out`"
+        )
+    return read_settings(config).places.store_url
 
 
 def _gather(paths: Sequence[Path], out: Path) -> list[BundleBytes]:

@@ -43,6 +43,7 @@ def init(folder: Path, hosts: tuple[str, ...], *, renew: bool) -> int:
       slideway cloud init cloud --host cloud.example --host 10.0.0.5
     """
     from slideway.cloud.init import CONFIG, OPERATOR, init_cloud
+    from slideway.cloud.pki import choose_host
 
     done = init_cloud(folder, hosts=hosts, renew=renew)
     if not done.made:
@@ -50,6 +51,7 @@ def init(folder: Path, hosts: tuple[str, ...], *, renew: bool) -> int:
         return 0
     click.echo(f"{folder}: made {', '.join(done.made)}")
     click.echo(f"  the certificate is for {', '.join(done.hosts)}; its authority begins {done.pin}")
+    click.echo(f"  nodes will reach it at https://{choose_host(done.hosts)}:8443, unless cloud.toml says another port")
     click.echo(
         f"  the operator's token lies in {folder / OPERATOR}; keep a backup of the folder, it cannot be made again"
     )
@@ -75,16 +77,15 @@ def serve(config: Path, *, role: str, port: int | None, have_backup: bool) -> in
     """
     from dataclasses import replace
 
-    from slideway.cloud.app import open_cloud
     from slideway.cloud.logs import set_up_logs
-    from slideway.cloud.serve import serve_cloud
+    from slideway.cloud.serve import open_patiently, serve_cloud
     from slideway.cloud.settings import read_settings
 
     settings = read_settings(config)
     if port is not None:
         settings = replace(settings, server=replace(settings.server, port=port))
-    cloud = open_cloud(settings, allow_without_backup=have_backup)
     set_up_logs()
+    cloud = open_patiently(settings, allow_without_backup=have_backup)
     return serve_cloud(cloud, role=role, on_ready=lambda address: click.echo(f"slideway cloud: {address}", err=True))
 
 
@@ -119,13 +120,18 @@ def tenant_add(tenant_id: str, *, name: str, config: Path) -> int:
 @click.option("--name", default="", help="Name of the node for people to read.")
 @click.option("--hours", type=click.FloatRange(0.01, 24 * 90), default=72.0, show_default=True,
               help="How long the code works.")  # fmt: skip
+@click.option("--to-folder", "folder", type=click.Path(path_type=Path, exists=True, file_okay=False),
+              help="For a node without a line: write its invitation into FOLDER, as on a stick.")  # fmt: skip
 @CONFIG_OPTION
-def invite(tenant_id: str, node: str, *, name: str, hours: float, config: Path) -> int:
+def invite(tenant_id: str, node: str, *, name: str, hours: float, folder: Path | None, config: Path) -> int:
     """Invite NODE: prints the code that its operator types, once; also for a node that lost its key or was revoked.
 
+    With --to-folder the code goes to the node on another way than the folder: it proves that nobody changed it.
+
     \b
-    Example:
+    Examples:
       slideway cloud invite north lab-1
+      slideway cloud invite north lab-1 --to-folder /media/stick
     """
     from slideway.cloud.enrolment import invite_node
 
@@ -136,7 +142,15 @@ def invite(tenant_id: str, node: str, *, name: str, hours: float, config: Path) 
         },
         "POST", f"/v1/tenants/{tenant_id}/nodes/{node}/invitation", {"name": name, "hours": hours},
     )  # fmt: skip
-    click.echo(made["code"])
+    code = made["code"]
+    if folder is not None:
+        from slideway.cloud.stick import write_invitation
+
+        code, path = write_invitation(folder, _read(config)[1], tenant=tenant_id, node=node, code=code)
+        click.echo(
+            f"{path}: written; at the node: slideway edge enrol CODE --from-folder FOLDER, and CODE is", err=True
+        )
+    click.echo(code)
     return 0
 
 
@@ -160,6 +174,37 @@ def revoke(tenant_id: str, node: str, *, reason: str, config: Path) -> int:
         "POST", f"/v1/tenants/{tenant_id}/nodes/{node}/revocation", {"reason": reason},
     )  # fmt: skip
     click.echo(f"{tenant_id}/{node} may do nothing any more")
+    return 0
+
+
+@command.command("command", short_help="Tell NODE to pause, to resume, or to take one slide first.")
+@click.argument("tenant_id", metavar="TENANT")
+@click.argument("node")
+@click.argument("order", metavar="ORDER", type=click.Choice(["pause", "resume", "priority"]))
+@click.option("--slide", default="", metavar="SHA256", help="For priority: hash of the slide, 64 hex digits.")
+@click.option("--urgent/--not-urgent", "is_urgent", default=True, show_default=True,
+              help="For priority: before all others, or back among them.")  # fmt: skip
+@CONFIG_OPTION
+def give_command(tenant_id: str, node: str, order: str, *, slide: str, is_urgent: bool, config: Path) -> int:
+    """Tell NODE to `pause` reading slides, to `resume`, or to give one slide `priority`; it knows no other order.
+
+    It takes the order when it next asks for messages, also when that is days from now.
+
+    \b
+    Examples:
+      slideway cloud command north lab-1 pause
+      slideway cloud command north lab-1 priority --slide 3f0a...
+    """
+    from slideway.cloud.commands import Command, command_node, make_id
+
+    said = Command(make_id(), order, slide.lower(), is_urgent)
+    _do(
+        config,
+        lambda store, _: command_node(store, tenant_id, node, said, actor="operator"),
+        "POST", f"/v1/tenants/{tenant_id}/nodes/{node}/commands",
+        {"id": said.id, "do": order, "slide": said.slide, "urgent": is_urgent},
+    )  # fmt: skip
+    click.echo(f"{tenant_id}/{node} is told to {order}" + (f" slide {said.slide[:12]}" if slide else ""))
     return 0
 
 
@@ -243,6 +288,8 @@ def import_folder(folder: Path, *, config: Path) -> int:
         done = import_packets(cloud, folder)
     finally:
         cloud.close()
+    for name in done.enrolled:
+        click.echo(f"{name}: enrolled")
     click.echo(f"{folder}: {len(done.taken)} packets taken; take the folder back to its node for the receipts")
     for name, reason in done.refused.items():
         click.echo(f"  not taken: {name}: {reason}", err=True)

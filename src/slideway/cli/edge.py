@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import logging
 from pathlib import Path
 
 import click
+
+from slideway.cli.edge_stick import export, import_folder
 
 CONFIG_OPTION = click.option(
     "--config", "config", metavar="FILE", default=Path("edge.toml"), show_default=True,
@@ -62,26 +65,38 @@ def init(folder: Path, *, watch: tuple[str, ...], policy: str | None, receiver: 
 @command.command(
     "enrol", short_help="Join the cloud at URL with its CODE, once.", context_settings={"ignore_unknown_options": True}
 )
-@click.argument("url")
-@click.argument("code")
+@click.argument("words", nargs=-1, required=True, metavar="[URL] CODE")
 @click.option("--name", default="", help="Name of this node for the people at the cloud.")
+@click.option("--from-folder", "folder", type=click.Path(path_type=Path, exists=True, file_okay=False),
+              help="Without a line: FOLDER with the invitation that the cloud wrote; give CODE only.")  # fmt: skip
 @CONFIG_OPTION
-def enrol(url: str, code: str, *, name: str, config: Path) -> int:
+def enrol(words: tuple[str, ...], *, name: str, folder: Path | None, config: Path) -> int:
     """Enrol with the cloud at URL; CODE is the line that `slideway cloud invite` printed. It works once.
 
     \b
-    Example:
+    Examples:
       slideway edge enrol https://cloud.example:8443 J3v…kQ.5f0a…91 --config node/edge.toml
+      slideway edge enrol J3v…kQ.77c2…08 --from-folder /media/stick --config node/edge.toml
     """
     from slideway.edge.enrol import enrol_edge
     from slideway.edge.init import pin_receiver
     from slideway.edge.settings import read_settings
+    from slideway.edge.stick import enrol_from_folder
     from slideway.sync.identity import load_keys
 
+    if len(words) != (2 if folder is None else 1):
+        raise click.UsageError("give URL and CODE, or CODE with --from-folder FOLDER")
     settings = read_settings(config)
     places = settings.places
-    endpoint = enrol_edge(url, code, load_keys(places.keys), places.endpoint, name=name)
-    click.echo(f"enrolled as {endpoint.tenant}/{endpoint.node} with {endpoint.url}")
+    keys, code = load_keys(places.keys), words[-1]
+    if folder is None:
+        endpoint = enrol_edge(words[0], code, keys, places.endpoint, name=name, proxy=settings.cloud.proxy)
+        click.echo(f"enrolled as {endpoint.tenant}/{endpoint.node} with {endpoint.url}")
+    else:
+        endpoint = enrol_from_folder(folder, code, keys, places.endpoint)
+        click.echo(
+            f"enrolled as {endpoint.tenant}/{endpoint.node}, without a line; the cloud hears of it from {folder}"
+        )
     pinned = pin_receiver(settings.policy_file, settings.policy.receiver, endpoint.cloud_receiving_key)
     name_of = settings.policy_file.name
     told = {
@@ -105,13 +120,19 @@ def serve(config: Path) -> int:
     Example:
       slideway edge serve --config node/edge.toml
     """
+    from slideway.core.errors import SlidewayError
     from slideway.edge.app import open_edge
-    from slideway.edge.logs import set_up_logs
+    from slideway.edge.logs import log, set_up_logs
     from slideway.edge.serve import serve_edge
     from slideway.edge.settings import read_settings
 
-    set_up_logs()
-    edge = open_edge(read_settings(config))
+    settings = read_settings(config)
+    set_up_logs(form=settings.edge.log)
+    try:
+        edge = open_edge(settings)
+    except SlidewayError as error:
+        log("not-started", level=logging.ERROR, code=error.code)
+        raise
     return serve_edge(edge, on_ready=lambda url: click.echo(f"slideway edge: {url}", err=True))
 
 
@@ -135,3 +156,47 @@ def status(config: Path, *, as_json: bool) -> int:
     for sentence in describe(read_status(found)):
         click.echo(sentence)
     return 0
+
+
+@command.command("ask", short_help="Ask a specialist about SLIDE.")
+@click.argument("slide")
+@click.option("--organ", required=True, metavar="SITE", help="Specialists for what; `slideway coverage` lists sites.")
+@click.option("--question", required=True, metavar="TEXT", help="In your own words, without any patient's name.")
+@click.option("--urgent", is_flag=True, help="Before other questions.")
+@CONFIG_OPTION
+def ask(slide: str, *, organ: str, question: str, urgent: bool, config: Path) -> int:
+    """Ask a specialist about SLIDE: the beginning of its hash, its file, or the file's name.
+
+    The question leaves the hospital where the policy lets opinions leave (docs/edge.md). The answer is shown on the
+    slide's page.
+
+    \b
+    Example:
+      slideway edge ask 4be1f0c2 --organ lung --question "Adenocarcinoma or squamous?" --config node/edge.toml
+    """
+    from slideway.edge import act
+    from slideway.edge.settings import read_settings
+
+    click.echo(act.ask(read_settings(config), slide, organ=organ, question=question, is_urgent=urgent))
+    return 0
+
+
+@command.command("urgent", short_help="Put SLIDE before all others.")
+@click.argument("slide")
+@CONFIG_OPTION
+def urgent(slide: str, *, config: Path) -> int:
+    """Put SLIDE before all others, here and at the cloud: the beginning of its hash, its file, or the file's name.
+
+    \b
+    Example:
+      slideway edge urgent 4be1f0c2 --config node/edge.toml
+    """
+    from slideway.edge import act
+    from slideway.edge.settings import read_settings
+
+    click.echo(act.make_urgent(read_settings(config), slide))
+    return 0
+
+
+for _stick in (export, import_folder):
+    command.add_command(_stick)

@@ -17,6 +17,7 @@ from slideway.cloud.api.operators import make_operators_router, make_pages_route
 from slideway.cloud.api.specialists import make_specialists_router
 from slideway.cloud.arrivals import make_handlers
 from slideway.cloud.consult import Desk
+from slideway.cloud.enrolment import Newcomer, enrol_node
 from slideway.cloud.fleet import gauge_fleet
 from slideway.cloud.gate import Bucket, Drain, Gate
 from slideway.cloud.ingest import Ingest
@@ -27,9 +28,10 @@ from slideway.cloud.settings import CloudSettings
 from slideway.cloud.worker import Crew, Tools
 from slideway.store.blobs import Blobs, open_blobs
 from slideway.store.database import Store, open_store
-from slideway.sync.face import Face, make_router
-from slideway.sync.folder import Imported, import_from_folder
-from slideway.sync.sessions import Sessions
+from slideway.sync import folder as folder_room
+from slideway.sync.face import Face, UploadsFirst, make_router
+from slideway.sync.folder import Imported
+from slideway.sync.sessions import Sender, Sessions
 from slideway.sync.shelf import Shelf
 from slideway.sync.tus import TusServer
 
@@ -113,7 +115,8 @@ def create_app(cloud: Cloud, *, role: str = "all", drain: Drain | None = None) -
     """
     drain = drain or Drain()
     settings = cloud.settings
-    app = make_api(cloud, role=role, drain=drain)
+    api = make_api(cloud, role=role, drain=drain)
+    app: ASGIApp = api if role == "worker" else UploadsFirst(api, api.state.face)
     server = settings.server
     limits = {
         ("POST", "/v1/enrol"): Bucket(server.enrols_per_minute),
@@ -174,7 +177,13 @@ def make_shelf(cloud: Cloud) -> Shelf:
 def import_packets(cloud: Cloud, folder: Path) -> Imported:
     """Take in what nodes without a line wrote into a folder, and write receipts and messages for them beside it."""
     handlers = make_handlers(Desk(cloud.store, cloud.settings.consultations))
-    return import_from_folder(cloud.store, cloud.folder.keys, make_shelf(cloud), handlers, folder)
+
+    def enrol(said: folder_room.Newcomer) -> Sender:
+        node = enrol_node(cloud.store, Newcomer(said.code, said.public_key, said.version, said.signature))
+        return Sender(node.tenant, node.node)
+
+    shelf = make_shelf(cloud)
+    return folder_room.import_from_folder(cloud.store, cloud.folder.keys, shelf, handlers, folder, enrol=enrol)
 
 
 def _add_routes(app: FastAPI, cloud: Cloud) -> None:
@@ -187,6 +196,7 @@ def _add_routes(app: FastAPI, cloud: Cloud) -> None:
         handlers=make_handlers(desk),
         signing=folder.keys.signing,
     )
+    app.state.face = face
     app.include_router(make_router(face), prefix="/v1", tags=["nodes"])
     app.include_router(make_nodes_router(store, folder), prefix="/v1")
     app.include_router(make_specialists_router(store, cloud.blobs, folder.keys, desk), prefix="/v1")

@@ -17,6 +17,7 @@ _SHA256 = re.compile(r"[0-9a-f]{64}")
 _WORD = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,63}")
 _MOST_WORDS = 64
 _MOST_REGIONS = 256
+_MOST_NAMED = 1024  # of one slide, over all messages
 _MOST_MPP = 1_000
 
 
@@ -41,9 +42,13 @@ def note_status(work: Work, arrival: Arrival) -> None:
 
 
 def note_accepted(work: Work, arrival: Arrival) -> None:
-    """A slide will come."""
+    """A slide will come; or, of one that is known, that it is urgent now."""
     body = arrival.message.body
-    accept_slide(work, read_slide(body), arrival.sender, is_urgent=body.get("urgent") is True)
+    slide, is_urgent = read_slide(body), body.get("urgent") is True
+    known = accept_slide(work, slide, arrival.sender, is_urgent=is_urgent)
+    if is_urgent and not known.is_urgent:
+        work.slides.make_urgent(slide)
+        work.jobs.make_urgent(slide)
 
 
 def note_ended(work: Work, arrival: Arrival) -> None:
@@ -66,7 +71,10 @@ def note_regions(work: Work, arrival: Arrival) -> None:
         raise refuse(f"regions is a list of at most {_MOST_REGIONS}")
     rows = [_read_region(region) for region in regions]
     found = accept_slide(work, slide, arrival.sender).facts.get("regions", {})
-    work.slides.add_facts(slide, {"regions": {**found, **{row["sha256"]: row for row in rows}}})
+    named = {**found, **{row["sha256"]: row for row in rows}}
+    if len(named) > _MOST_NAMED:
+        raise refuse(f"a slide has at most {_MOST_NAMED} regions")
+    work.slides.add_facts(slide, {"regions": named})
 
 
 def read_slide(body: Mapping[str, Any]) -> str:

@@ -38,7 +38,11 @@ def ask_cloud(settings: CloudSettings, folder: CloudFolder, method: str, path: s
             f"{url}: another process has the store, and no cloud answers here ({type(error).__name__}); stop that "
             "process, or wait until it serves"
         ) from error
-    if answer.status_code >= 400:
+    try:
         told = answer.json()
-        raise LineRefusedError(f"{url}: {told['message']}", status=answer.status_code, refusal=str(told["code"]))
-    return answer.json()
+        refusal = (str(told["code"]), str(told["message"])) if answer.status_code >= 400 else None
+    except (ValueError, KeyError, TypeError) as error:
+        raise LineDownError(f"{url}: what answers there is no Slideway cloud; see [server] in cloud.toml") from error
+    if refusal is not None:
+        raise LineRefusedError(f"{url}: {refusal[1]}", status=answer.status_code, refusal=refusal[0])
+    return told

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from slideway.cloud.opinions import put_answer
-from slideway.cloud.people import Person
+from slideway.cloud.opinions import put_answer, put_consult_state
+from slideway.cloud.people import ALL_ORGANS, Person
 from slideway.cloud.settings import ConsultationSettings
 from slideway.cloud.slides import accept_slide
 from slideway.core.catalogue import load_catalogue
@@ -92,9 +92,16 @@ class Desk:
 
     def list_for(self, person: Person, *, limit: int = 200) -> list[Consultation]:
         """What waits for a person, urgent first, then by the time it is due."""
+        organs = () if ALL_ORGANS in person.organs else person.organs
         with self._store.reading_of_all() as work:
-            rows = work.consultations.find_open(centre=person.centre)
-        return [row for row in rows if may_see(person, row)][:limit]
+            rows = work.consultations.find_open(organs=organs, centre=person.centre, limit=limit)
+        return [row for row in rows if may_see(person, row)]
+
+    def list_taken(self, person: Person, *, limit: int = 200) -> list[Consultation]:
+        """What a person took and has not answered, urgent first, then by the time it is due."""
+        with self._store.reading_of_all() as work:
+            rows = work.consultations.find_taken(person.name, limit=limit)
+        return [row for row in rows if may_see(person, row)]
 
     def get(self, person: Person, tenant: str, consultation_id: str) -> Consultation:
         """One consultation that a person may see.
@@ -109,8 +116,11 @@ class Desk:
         """Let a person take a question."""
 
         def take(work: Work) -> Consultation:
-            require_seen(person, work.consultations.get(consultation_id))
-            return work.consultations.take(consultation_id, specialist=person.name)
+            before = require_seen(person, work.consultations.get(consultation_id))
+            taken = work.consultations.take(consultation_id, specialist=person.name)
+            if before.state is not taken.state:
+                _note_state(work, taken, person, "consultation-taken")
+            return taken
 
         return self._store.retrying(tenant, take)
 
@@ -119,7 +129,9 @@ class Desk:
 
         def give_back(work: Work) -> Consultation:
             require_seen(person, work.consultations.get(consultation_id))
-            return work.consultations.give_back(consultation_id, specialist=person.name)
+            given_back = work.consultations.give_back(consultation_id, specialist=person.name)
+            _note_state(work, given_back, person, "consultation-given-back")
+            return given_back
 
         return self._store.retrying(tenant, give_back)
 
@@ -185,6 +197,13 @@ def require_seen(person: Person, row: Consultation) -> Consultation:
     if not may_see(person, row):
         raise UnknownRecordError(f"consultations: nothing under {row.consultation_id} for this tenant")
     return row
+
+
+def _note_state(work: Work, row: Consultation, person: Person, action: str) -> None:
+    put_consult_state(work, row)
+    work.audit.append(
+        action, actor=person.name, subject=row.slide_sha256, details={"consultation": row.consultation_id}
+    )
 
 
 def _find(work: Work, consultation_id: str) -> Consultation | None:

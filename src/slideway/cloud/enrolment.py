@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import re
 import secrets
 from dataclasses import dataclass
 
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+
 from slideway.cloud.pki import pin_of
 from slideway.core.errors import UnknownRecordError, WrongUseError
+from slideway.store.audit import Detail
 from slideway.store.database import Store
 from slideway.store.nodes import TENANT_NAME, Node
+from slideway.store.work import Work
 from slideway.sync.identity import decode_key
+from slideway.sync.invitation import ENROL_AS
 
 INVITED_HOURS = 72.0
+MOVED = "enrolled-elsewhere"
 _TEXT = re.compile(r"[^\x00-\x1f\x7f]{0,120}")
 _REASON = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
@@ -26,11 +34,13 @@ class Newcomer:
         code: One-time code.
         public_key: (base64) Ed25519 key that it signs with.
         version: That it runs.
+        signature: (base64) Of the key over `slideway-enrol/1`, a line feed and the code; empty from older nodes.
     """
 
     code: str
     public_key: str
     version: str
+    signature: str = ""
 
 
 def invite_node(
@@ -57,19 +67,47 @@ def invite_node(
 def enrol_node(store: Store, newcomer: Newcomer) -> Node:
     """Turn an invitation into a node with a key.
 
+    A node that proves its key and is enrolled under another tenant or id as well has moved: it ends there. Without the
+    proof nothing of another tenant is touched, for anybody could name a foreign key.
+
     Raises:
         UnknownRecordError: The code is not one, or not any more.
-        WrongUseError: The key is none.
+        WrongUseError: The key is none, or the signature is not the key's.
     """
-    decode_key(newcomer.public_key)
-    code = newcomer.code.partition(".")[0]
+    key, code = decode_key(newcomer.public_key), newcomer.code.partition(".")[0]
+    if newcomer.signature and not _has_proven(key, code, newcomer.signature):
+        raise WrongUseError("the signature over the code is not the key's; run `slideway edge enrol` again")
     with store.transaction_of_all() as work:
+        before = work.nodes.find_by_key(newcomer.public_key) if newcomer.signature else []
         node = work.nodes.enrol(_hash(code), public_key=newcomer.public_key)
         own = work.of(node.tenant)
         version = newcomer.version if _REASON.fullmatch(newcomer.version) else ""
         own.nodes.note_seen(node.node, version=version, status={})
         own.audit.append("node-enrolled", actor=node.node, subject=node.node, details={"key": newcomer.public_key})
+        for old in before:
+            if (old.tenant, old.node) != (node.tenant, node.node):
+                _end_moved(work.of(old.tenant), old)
     return node
+
+
+def _end_moved(work: Work, node: Node) -> None:
+    """A node has moved to another tenant or id: what waited for it here is not for it any more.
+
+    Its slides, opinions and questions stay where they are: they are this tenant's, not the node's.
+    """
+    work.nodes.revoke(node.node, reason=MOVED)
+    count = work.outbox.withdraw_all(peer=node.node, reason=MOVED)
+    details: dict[str, Detail] = {"reason": MOVED, "messages": count}
+    work.audit.append("node-revoked", actor=node.node, subject=node.node, details=details)
+
+
+def _has_proven(key: bytes, code: str, signature: str) -> bool:
+    try:
+        raw = base64.b64decode(signature, validate=True)
+        Ed25519PublicKey.from_public_bytes(key).verify(raw, ENROL_AS + code.encode("utf-8", "replace"))
+    except (InvalidSignature, ValueError):
+        return False
+    return True
 
 
 def revoke_node(store: Store, tenant: str, node: str, *, reason: str) -> Node:

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import shutil
+import time
 from collections import Counter
 from dataclasses import dataclass
 from html import escape
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from slideway.store.database import Store, now_ms
 from slideway.store.facet import Clock
 from slideway.store.jobs import JobState
 from slideway.store.nodes import Node, NodeState
+from slideway.store.work import WorkOfAll
 
+# To count jobs and slides takes time that grows with the years. When it takes longer than this, the counts are given
+# again until counting would take no more than a hundredth of the time.
+SLOW_COUNT_SECONDS = 0.25
 SILENT_SECONDS = 900.0  # three missed reports of a node that reports every five minutes
 
 
@@ -55,7 +61,7 @@ class Fleet:
 
     Attributes:
         nodes: By tenant and id.
-        jobs: How many are in which state.
+        jobs: How many are in which state; these and slides may be some time old where there are very many.
         slides: How many are in which state.
         open_consultations: Questions that nobody has answered, by organ.
         overdue_consultations: Of these, past their time.
@@ -70,31 +76,41 @@ class Fleet:
     at_ms: int
 
 
+@dataclass(frozen=True)
+class _Counted:
+    jobs: dict[str, int]
+    slides: dict[str, int]
+    until: float
+
+
+_counted: WeakKeyDictionary[Store, _Counted] = WeakKeyDictionary()
+
+
 def view_fleet(store: Store, *, clock: Clock = now_ms) -> Fleet:
     """Look at everything, at one moment."""
     now = clock()
     with store.reading_of_all() as work:
-        nodes = work.nodes.find_all()
-        jobs = {state.value: count for state, count in work.jobs.counts().items()}
-        slides = {state.value: count for state, count in work.slides.counts().items()}
-        organs = Counter(row.organ for row in work.consultations.find_open())
-        overdue = len(work.consultations.find_overdue())
+        counted = _count(store, work)
+        waiting, came = work.outbox.open_sums(), work.bytes.sums_by_peer(direction="in")
+        organs, overdue = work.consultations.count_open(), work.consultations.count_overdue()
         lines = []
-        for tenant in sorted({node.tenant for node in nodes}):
-            own = work.of(tenant)
-            came = own.bytes.totals("peer", direction="in")
-            for node in (node for node in nodes if node.tenant == tenant):
-                waiting = own.outbox.find_open(peer=node.node)
-                total = came.get(node.node)
-                line = _describe(
-                    node,
-                    now,
-                    len(waiting),
-                    sum(row.size_bytes for row in waiting),
-                    0 if total is None else total.payload_bytes,
-                )
-                lines.append(line)
-    return Fleet(tuple(lines), jobs, slides, dict(organs), overdue, now)
+        for node in work.nodes.find_all():
+            key = (node.tenant, node.node)
+            total = came.get(key)
+            lines.append(_describe(node, now, *waiting.get(key, (0, 0)), 0 if total is None else total.payload_bytes))
+    return Fleet(tuple(lines), dict(counted.jobs), dict(counted.slides), organs, overdue, now)
+
+
+def _count(store: Store, work: WorkOfAll) -> _Counted:
+    """Jobs and slides by state, counted over all that ever was; now, or a while ago where that takes long."""
+    found, began = _counted.get(store), time.monotonic()
+    if found is not None and began < found.until:
+        return found
+    jobs = {state.value: count for state, count in work.jobs.counts().items()}
+    slides = {state.value: count for state, count in work.slides.counts().items()}
+    took = time.monotonic() - began
+    _counted[store] = found = _Counted(jobs, slides, began + (100 * took if took > SLOW_COUNT_SECONDS else 0))
+    return found
 
 
 def _describe(node: Node, now: int, waiting: int, bytes_out: int, bytes_in: int) -> NodeLine:

@@ -164,7 +164,8 @@ class Gate:
             if is_over:  # the body is here: what comes now is only the end of the line
                 return await receive()
             try:
-                message = await asyncio.wait_for(receive(), self._idle_seconds)
+                async with asyncio.timeout(self._idle_seconds):
+                    message = await receive()
             except TimeoutError:
                 is_over = True
                 passage.code = "idle"
@@ -183,9 +184,8 @@ class Gate:
                 passage.status = message["status"]
                 headers = message.setdefault("headers", [])
                 present = {name.lower() for name, _ in headers}
-                for name, value in _always(passage.id).items():
-                    if name not in present:
-                        headers.append((name, value))
+                headers += [(name, value) for name, value in _ALWAYS if name not in present]
+                headers.append((b"slideway-request", passage.id.encode()))
             passage.bytes_out += len(message.get("body", b""))
             await send(message)
 
@@ -228,6 +228,14 @@ class Gate:
         )
 
 
+_ALWAYS = (
+    *((name.lower().encode(), value.encode()) for name, value in MARK.items()),
+    (b"cache-control", b"no-store"),
+    (b"x-content-type-options", b"nosniff"),
+    (b"content-security-policy", b"default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'none'"),
+    (b"referrer-policy", b"no-referrer"),
+)
+"""Headers of every answer, beside its request's id."""
 _METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
 
 
@@ -244,15 +252,3 @@ def _read_length(scope: Scope) -> int:
     """What the head says of the body's length; 0 when nothing."""
     said = next((value for name, value in scope["headers"] if name == b"content-length"), b"0")
     return int(said) if said.isdigit() else 0
-
-
-def _always(id_: str) -> dict[bytes, bytes]:
-    """Headers of every answer."""
-    own = {name.lower().encode(): value.encode() for name, value in MARK.items()}
-    return own | {
-        b"slideway-request": id_.encode(),
-        b"cache-control": b"no-store",
-        b"x-content-type-options": b"nosniff",
-        b"content-security-policy": b"default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'none'",
-        b"referrer-policy": b"no-referrer",
-    }

@@ -12,19 +12,22 @@ import re
 import time
 from collections import OrderedDict
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from threading import Lock
+from threading import BoundedSemaphore, Lock
 from typing import Any
 
 from slideway.bundles.build import OPINION
+from slideway.bundles.container import BundleHead
 from slideway.bundles.policy import Level
 from slideway.bundles.read import CaseBundle, read_bundle
 from slideway.cloud.logs import log
 from slideway.cloud.metrics import Metrics
-from slideway.cloud.opinions import put_enough, put_opinion, put_rejected
+from slideway.cloud.opinions import put_enough, put_opinion, put_rejected, put_settled_opinion
+from slideway.cloud.regions import MAX_REGION_BYTES, MAX_REGIONS, Region, read_placed_region, require_inside
 from slideway.cloud.settings import CloudSettings
-from slideway.cloud.slides import accept_slide, advance, match_case
+from slideway.cloud.slides import Sent, accept_slide, advance, lets_regions, match_case
 from slideway.core.bundle import BundleSummary
 from slideway.core.catalogue import load_catalogue
 from slideway.core.crash import crash_here
@@ -32,9 +35,9 @@ from slideway.core.errors import (
     BlobError,
     BrokenBundleError,
     ConflictError,
-    LineRefusedError,
     LockedBundleError,
     PolicyError,
+    RecordError,
     SlidewayError,
     StoreError,
     UnknownRecordError,
@@ -45,8 +48,7 @@ from slideway.core.tissue import Verdict
 from slideway.store.blobs import CHUNK_BYTES, Blobs
 from slideway.store.database import Store, now_ms
 from slideway.store.facet import Clock
-from slideway.store.jobs import Job, JobState
-from slideway.store.slides import SlideState
+from slideway.store.slides import SlideRecord, SlideState
 from slideway.store.work import Work
 from slideway.sync.identity import Keys
 from slideway.sync.outgoing import Piece, UploadPlan
@@ -54,8 +56,11 @@ from slideway.sync.sessions import Sender
 from slideway.sync.shelf import Intake
 
 DIAGNOSE = "diagnose"
-_REMEMBERED = 4096
+_REMEMBERED = 1024  # bundles on their way through this process; one that was pushed out is read again
 _SEEN_MS = 30_000
+_MOST_KEPT = 8  # unfinished bundles of one slide from one node
+# Large files that are verified at a time, of all threads of this process: each is read whole, and opened.
+_LARGE = BoundedSemaphore(2)
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,63}")
 # Nothing in a slide's vectors can be read then: more of the bundle would change nothing.
 _HOPELESS = (Verdict.NO_TISSUE.value, Verdict.RESCAN.value)
@@ -107,19 +112,19 @@ class Ingest(Intake):
             BrokenBundleError: Not a bundle, changed on the way, or not what was announced.
             UntrustedBundleError: Not signed by the node that sends it.
             LockedBundleError: Locked to another key, or not locked at all.
-            PolicyError: It holds a name where a pseudonym belongs.
+            PolicyError: It holds a name where a pseudonym belongs, or pixels that nobody said may leave.
         """
         started = time.monotonic()
-        if plan.kind != "bundle":
-            self._keep_pixels(sender, plan, path)
-        else:
-            try:
+        try:
+            if plan.kind == "bundle":
                 self._keep_bundle(sender, plan, piece, path)
-            except (StoreError, BlobError):
-                raise
-            except SlidewayError as error:
-                self._reject(sender, plan, error)
-                raise
+            else:
+                self._keep_region(sender, plan, path)
+        except (StoreError, RecordError, BlobError):
+            raise  # ours, not the file's: refused for good, its slide would end without an opinion
+        except SlidewayError as error:
+            self._reject(sender, plan, error)
+            raise
         self._metrics.acknowledge_seconds.labels(plan.kind).observe(time.monotonic() - started)
         crash_here("cloud.after-verified")
 
@@ -128,29 +133,82 @@ class Ingest(Intake):
         if plan.kind == "bundle":
             self._take_bundle(work, sender, plan, piece)
         else:
-            accept_slide(work, plan.slide, sender.node)
-            found = work.slides.get(plan.slide).facts.get("pixels", {})
-            row = {"kind": plan.kind, "node": sender.node, "bytes": plan.length_bytes}
-            work.slides.add_facts(plan.slide, {"pixels": {**found, plan.sha256: row}})
-            self._audit(work, sender, f"{plan.kind}-taken", plan)
+            self._take_region(work, sender, plan)
         size = piece.end_bytes - piece.start_bytes
-        work.bytes.record(plan.slide, piece.tier, "in", size, 0, sender.node, "tus")
+        work.bytes.record(plan.slide, piece.tier, "in", size, 0, sender.node, sender.transport)
         self._metrics.acknowledgements.labels(plan.kind, f"t{piece.tier}").inc()
         crash_here("cloud.before-receipt")
 
     def stop_at(self, work: Work, sender: Sender, plan: UploadPlan) -> int | None:
-        """Tier 1, once tier 0 says that the slide cannot be read."""
-        if plan.kind != "bundle" or work.inbox.find(sender.node, plan.pieces[0].key) is None:
-            return None
+        """Tier 1, once tier 0 says that the slide cannot be read.
+
+        Raises:
+            PolicyError: A whole slide: refused at its first bytes, not after gigabytes.
+        """
+        _require_wanted(plan)
         verified = self._find(sender, plan)
+        if plan.kind != "bundle" or (verified is not None and not _is_hopeless(verified)):
+            return None
+        if work.inbox.find(sender.node, plan.pieces[0].key) is None:
+            return None
         facts = verified.facts if verified is not None else _find_facts(work, plan)
         return 1 if facts.get("verdict") in _HOPELESS else None
 
-    def _keep_pixels(self, sender: Sender, plan: UploadPlan, path: Path) -> None:
+    def rescue(self, sender: Sender, plan: UploadPlan, piece: Piece, path: Path) -> None:
+        """Keep the tiers that were acknowledged as a blob by themselves: their part file goes, the rest never came.
+
+        The slide's facts name the blob, so that it can be found: `kept`, by hash of the bundle. Of a slide that has
+        `_MOST_KEPT` from this node no further one is kept: a node that begins and gives up for ever fills nothing.
+        """
+        if plan.kind != "bundle":
+            return  # a region has one tier: it was stored when it was acknowledged
+        verified, sha256 = self._find(sender, plan), ""
+        known = plan.slide or (verified.slide if verified is not None else "")
+        if self._has_room(sender, plan, known):
+            content = _read_first(path, piece.end_bytes)
+            sha256 = hashlib.sha256(content).hexdigest()
+            self._blobs.put(sender.tenant, content, sha256)
+
+        def note(work: Work) -> None:
+            if sha256 and known and work.slides.find(known) is not None:
+                slide = work.slides.get(known)  # held: others may note what they kept at the same time
+                row = {"blob": sha256, "tier": piece.tier, "node": sender.node}
+                work.slides.add_facts(known, {"kept": {**slide.facts.get("kept", {}), plan.sha256: row}})
+            self._audit(work, sender, "bundle-unfinished", plan, blob=sha256, tier=piece.tier)
+
+        self._store.retrying(sender.tenant, note)
+
+    def _has_room(self, sender: Sender, plan: UploadPlan, known: str) -> bool:
+        """Whether a further unfinished bundle of a slide may be kept for this node."""
+        with self._store.reading(sender.tenant) as work:
+            slide = work.slides.find(known) if known else None
+        kept = {} if slide is None else slide.facts.get("kept", {})
+        return plan.sha256 in kept or sum(row["node"] == sender.node for row in kept.values()) < _MOST_KEPT
+
+    def _keep_region(self, sender: Sender, plan: UploadPlan, path: Path) -> None:
+        """Verify pixels as bundles are: by key, lock, slide, place, and what the node's policy lets leave."""
+        _require_wanted(plan)
         if not plan.slide:
-            raise LineRefusedError(f"a {plan.kind} names its slide", status=422, refusal="metadata-wrong")
-        if path.stat().st_size >= plan.length_bytes:
-            self._blobs.put(sender.tenant, path, plan.sha256)
+            raise BrokenBundleError("a region names its slide; the sender's program is at fault: tell them")
+        if plan.length_bytes > MAX_REGION_BYTES:
+            raise BrokenBundleError(f"a region has at most {MAX_REGION_BYTES:,} bytes; ask for smaller ones")
+        with _in_turn(plan.length_bytes):
+            content = _read_first(path, plan.length_bytes)
+            region = read_placed_region(content, key=self._keys.receiving)
+            self._require_sender(sender, region.head)
+            self._require_lock(region.head)
+            with self._store.reading(sender.tenant) as work:
+                _require_place(work, sender, plan, region)
+            self._blobs.put(sender.tenant, content, plan.sha256)
+        facts = {"rectangle": list(region.rectangle)}
+        self._remember(sender, plan, Verified(plan.length_bytes, plan.slide, facts, "", has_tiles=False))
+
+    def _take_region(self, work: Work, sender: Sender, plan: UploadPlan) -> None:
+        known = self._require_known(sender, plan)
+        slide = accept_slide(work, plan.slide, sender.node)
+        row = {"kind": plan.kind, "node": sender.node, "bytes": plan.length_bytes, **known.facts}
+        work.slides.add_facts(plan.slide, {"pixels": {**slide.facts.get("pixels", {}), plan.sha256: row}})
+        self._audit(work, sender, "region-taken", plan)
 
     def _keep_bundle(self, sender: Sender, plan: UploadPlan, piece: Piece, path: Path) -> None:
         known = self._find(sender, plan)
@@ -175,6 +233,11 @@ class Ingest(Intake):
         return can_answer and piece.tier == 1 and known.end_bytes < plan.length_bytes
 
     def _verify(self, sender: Sender, plan: UploadPlan, piece: Piece, path: Path) -> Verified:
+        """Read as far as came; where that is much, not more than a few threads at a time."""
+        with _in_turn(piece.end_bytes):
+            return self._read_whole(sender, plan, piece, path)
+
+    def _read_whole(self, sender: Sender, plan: UploadPlan, piece: Piece, path: Path) -> Verified:
         """Read as far as came: all of it when it has the hash that was announced, else this tier and those before."""
         end = piece.end_bytes
         if path.stat().st_size == plan.length_bytes <= CHUNK_BYTES:
@@ -185,18 +248,18 @@ class Ingest(Intake):
             content = b""
         source = path if end == plan.length_bytes else _read_first(path, end)
         case = read_bundle(content if content and end == plan.length_bytes else source, key=self._keys.receiving)
-        self._require_sender(sender, case)
-        self._require_lock(case)
+        self._require_sender(sender, case.head)
+        self._require_lock(case.head)
         _require_announced(case, plan)
         _require_no_names(case.summary)
         summary = case.summary
         return Verified(end, summary.slide_sha256, _gather_facts(case, plan), summary.case, _has_tiles(case))
 
-    def _require_sender(self, sender: Sender, case: CaseBundle) -> None:
+    def _require_sender(self, sender: Sender, head: BundleHead) -> None:
         key = sender.public_key or self._look_up_key(sender)
-        if case.head.signer is None or base64.b64encode(case.head.signer).decode("ascii") != key:
+        if head.signer is None or base64.b64encode(head.signer).decode("ascii") != key:
             raise UntrustedBundleError(
-                "this bundle is not signed with the key that its sender was enrolled with; enrol the node again, or "
+                "this is not signed with the key that its sender was enrolled with; enrol the node again, or "
                 "find out who made it"
             )
 
@@ -208,23 +271,20 @@ class Ingest(Intake):
         except UnknownRecordError as error:
             raise UntrustedBundleError("its sender is no node of this tenant") from error
 
-    def _require_lock(self, case: CaseBundle) -> None:
-        if case.head.lock is None and self._settings.uploads.require_lock:
-            raise LockedBundleError(
-                "this bundle is not locked; lock it to the cloud's receiving key, see the endpoint file"
-            )
+    def _require_lock(self, head: BundleHead) -> None:
+        if head.lock is None and self._settings.uploads.require_lock:
+            raise LockedBundleError("this is not locked; lock it to the cloud's receiving key, see the endpoint file")
 
     def _take_bundle(self, work: Work, sender: Sender, plan: UploadPlan, piece: Piece) -> None:
-        known = self._find(sender, plan)
-        if known is None:  # kept by `keep` just now; only a flood of 4,096 others could have pushed it out
-            raise StoreError("what was read of this bundle is forgotten; send its last part again")
+        known = self._require_known(sender, plan)
         is_whole = piece == plan.pieces[-1]
         if known.end_bytes == plan.length_bytes and not is_whole:
             return  # all of it is here: its last tier, in this same transaction, notes everything at once
-        slide = accept_slide(work, known.slide, sender.node, known.facts)
+        sent = Sent(plan.sha256, _name_model(known)) if is_whole else None
+        slide = accept_slide(work, known.slide, sender.node, known.facts, sent=sent)
         match_case(work, slide, known.case, str(known.facts["site"]))
         if is_whole:
-            self._finish(work, sender, plan, known, is_urgent=slide.is_urgent)
+            self._finish(work, sender, plan, known, slide)
         elif piece.tier == 0 and _is_hopeless(known) and known.end_bytes < plan.length_bytes:
             put_enough(work, sender.node, known.slide, plan.sha256, from_tier=1)
             put_opinion(work, sender.node, describe_hopeless(known, plan.sha256))
@@ -236,38 +296,44 @@ class Ingest(Intake):
             at_ms = self._clock() + wait_ms
             work.jobs.enqueue(known.slide, DIAGNOSE, model=model, payload=payload, not_before_ms=at_ms, priority=200)
 
-    def _finish(self, work: Work, sender: Sender, plan: UploadPlan, known: Verified, *, is_urgent: bool) -> None:
-        payload = {"bundle": plan.sha256, "blob": plan.sha256, "tier": 2}
-        model = str(known.facts["fingerprint"])
-        job = work.jobs.enqueue(known.slide, DIAGNOSE, model=model, payload=payload, is_urgent=is_urgent)
-        advance(work, known.slide, SlideState.ENCODED)
-        if job.state is JobState.DONE:
-            repeat_opinion(work, sender.node, job)
+    def _finish(self, work: Work, sender: Sender, plan: UploadPlan, known: Verified, slide: SlideRecord) -> None:
+        payload, is_urgent = {"bundle": plan.sha256, "blob": plan.sha256, "tier": 2}, slide.is_urgent
+        job = work.jobs.enqueue(known.slide, DIAGNOSE, model=_name_model(known), payload=payload, is_urgent=is_urgent)
+        advance(work, known.slide, SlideState.ENCODED, held=slide)
+        put_settled_opinion(work, slide, sender.node, job)  # a job that goes on gives its opinion itself
         self._audit(work, sender, "bundle-taken", plan, level=str(known.facts["level"]))
         self._note_seen(work, sender)
         self._metrics.bundles.inc()
 
     def _note_seen(self, work: Work, sender: Sender) -> None:
+        if sender.seen_ms is not None and abs(self._clock() - sender.seen_ms) <= _SEEN_MS:
+            return  # as this request's first look into the store saw it
         node = work.nodes.get(sender.node)
         if node.seen_ms is None or abs(self._clock() - node.seen_ms) > _SEEN_MS:
             work.nodes.note_seen(sender.node, version=node.version, status=node.status)
 
     def _reject(self, sender: Sender, plan: UploadPlan, error: SlidewayError) -> None:
         def reject(work: Work) -> None:
-            self._audit(work, sender, "bundle-rejected", plan, code=error.code)
-            put_rejected(work, sender.node, plan.slide, plan.sha256, code=error.code, text=str(error))
+            self._audit(work, sender, f"{plan.kind}-rejected", plan, code=error.code)
+            put_rejected(work, sender.node, plan.slide, plan.sha256, kind=plan.kind, code=error.code, text=str(error))
 
         self._metrics.refusals.labels(error.code).inc()
-        log("bundle-rejected", tenant=sender.tenant, node=sender.node, bundle=plan.sha256, code=error.code)
+        log(f"{plan.kind}-rejected", tenant=sender.tenant, node=sender.node, bundle=plan.sha256, code=error.code)
         self._store.retrying(sender.tenant, reject)
 
-    def _audit(self, work: Work, sender: Sender, action: str, plan: UploadPlan, **details: str) -> None:
+    def _audit(self, work: Work, sender: Sender, action: str, plan: UploadPlan, **details: str | int) -> None:
         slide = plan.slide or "-"
         work.audit.append(action, actor=sender.node, subject=slide, details={"sha256": plan.sha256, **details})
 
     def _find(self, sender: Sender, plan: UploadPlan) -> Verified | None:
         with self._lock:
             return self._verified.get((sender.tenant, sender.node, plan.sha256))
+
+    def _require_known(self, sender: Sender, plan: UploadPlan) -> Verified:
+        known = self._find(sender, plan)
+        if known is None:  # kept by `keep` just now; only a flood of 1,024 others could have pushed it out
+            raise StoreError(f"what was read of this {plan.kind} is forgotten; send its last part again")
+        return known
 
     def _remember(self, sender: Sender, plan: UploadPlan, known: Verified) -> None:
         with self._lock:
@@ -276,11 +342,35 @@ class Ingest(Intake):
                 self._verified.popitem(last=False)
 
 
-def repeat_opinion(work: Work, node: str, job: Job) -> None:
-    """Give a node the opinion on a slide that was answered before: a bundle may come twice, from two nodes."""
-    body = (job.result or {}).get("opinion")
-    if isinstance(body, dict):
-        put_opinion(work, node, body)
+def _name_model(known: Verified) -> str:
+    """What reads a bundle: its encoder's heads, or, without vectors, nothing of them; the first says more later."""
+    fingerprint = str(known.facts["fingerprint"])
+    return fingerprint if known.has_tiles else f"{fingerprint}:opinions"
+
+
+def _in_turn(n_bytes: int) -> AbstractContextManager[object]:
+    """Wait for room in memory for a large file; a small one waits for nobody."""
+    return _LARGE if n_bytes > CHUNK_BYTES else nullcontext()
+
+
+def _require_wanted(plan: UploadPlan) -> None:
+    if plan.kind == "slide":
+        raise PolicyError("whole slides are not taken by this cloud: it asks for regions, and a person for the rest")
+
+
+def _require_place(work: Work, sender: Sender, plan: UploadPlan, region: Region) -> None:
+    """A region is of a slide that we know, inside it, and its node said that regions may leave."""
+    if not lets_regions(work, sender.node):
+        raise PolicyError("its node did not say that regions may leave; nothing of it was kept")
+    if region.slide != plan.slide:
+        raise BrokenBundleError("it is of another slide than its upload says; the sender's program is at fault")
+    slide = work.slides.find(plan.slide)
+    if slide is None or sender.node not in slide.facts.get("nodes", []) or "width_px" not in slide.facts:
+        raise BrokenBundleError("no bundle of this slide came from its node before; send that first")
+    require_inside(region.rectangle, int(slide.facts["width_px"]), int(slide.facts["height_px"]))
+    pixels = slide.facts.get("pixels", {})
+    if plan.sha256 not in pixels and len(pixels) >= MAX_REGIONS:
+        raise PolicyError(f"a slide has at most {MAX_REGIONS} regions here; nothing of it was kept")
 
 
 def describe_hopeless(known: Verified, bundle: str) -> dict[str, Any]:

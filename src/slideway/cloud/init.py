@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from slideway.cloud.people import People
-from slideway.cloud.pki import Certificate, make_authority, make_server_certificate, pin_of, read_hosts
+from slideway.cloud.pki import LOOPBACK, Certificate, make_authority, make_server_certificate, pin_of, read_hosts
 from slideway.core.errors import WrongUseError
 from slideway.registry.secret_file import keep_secret, read_secret
 from slideway.sync.identity import Keys, load_keys
@@ -17,7 +17,7 @@ from slideway.sync.identity import Keys, load_keys
 CONFIG, PEOPLE, SECRET, OPERATOR = "cloud.toml", "people.json", "session-secret", "operator-token"
 CA, CA_KEY, SERVER, SERVER_KEY = "ca.pem", "ca-key.pem", "server.pem", "server-key.pem"
 FIRST_OPERATOR = "operator"
-LOOPBACK = ("localhost", "127.0.0.1")
+EVERYWHERE = ("0.0.0.0", "::")  # noqa: S104  # addresses to listen on that nobody can be told
 
 _CONFIG = """\
 # Settings of this cloud. What is not set here has the value that docs/cloud.md names.

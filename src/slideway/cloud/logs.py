@@ -7,17 +7,16 @@ which may quote what somebody sent.
 from __future__ import annotations
 
 import contextvars
-import json
 import logging
 import sys
-import time
-import traceback
 from typing import IO, Any
+
+from slideway.core.log_lines import JsonLines
 
 LOGGER = "slideway.cloud"
 FIELDS = (
     "request_id", "method", "route", "status", "code", "ms", "bytes_in", "bytes_out", "tenant", "node", "person",
-    "slide", "bundle", "job", "tier", "attempt", "worker", "port", "signal", "version",
+    "slide", "bundle", "job", "tier", "attempt", "worker", "port", "signal", "version", "seconds",
 )  # fmt: skip
 """Ids, codes, counts: everything that a log line may hold beside time, level and event."""
 
@@ -45,7 +44,7 @@ def log(event: str, *, level: int = logging.INFO, error: BaseException | None = 
 def set_up_logs(stream: IO[str] | None = None, *, level: int = logging.INFO) -> None:
     """Let everything that this process logs be JSON lines; uvicorn's own lines too."""
     handler = logging.StreamHandler(stream or sys.stdout)
-    handler.setFormatter(_JsonLines())
+    handler.setFormatter(JsonLines(LOGGER, more=_name_request))
     for name in (LOGGER, "uvicorn", "uvicorn.error"):
         logger = logging.getLogger(name)
         logger.handlers = [handler] if name != "uvicorn.error" else []
@@ -54,23 +53,5 @@ def set_up_logs(stream: IO[str] | None = None, *, level: int = logging.INFO) -> 
     logging.getLogger("uvicorn.access").disabled = True
 
 
-class _JsonLines(logging.Formatter):
-    def format(self, record: logging.LogRecord) -> str:
-        line: dict[str, Any] = {
-            "at": time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created)) + f".{int(record.msecs):03d}Z",
-            "level": record.levelname.lower(),
-            "event": record.msg if record.name == LOGGER else "server",
-        }
-        if known := request_id.get():
-            line["request_id"] = known
-        line |= {name: value for name, value in getattr(record, "slideway", {}).items() if value != ""}
-        error = getattr(record, "slideway_error", None) or (record.exc_info[1] if record.exc_info else None)
-        if error is not None:
-            line |= {"error": type(error).__name__, "where": _find_places(error)}
-        return json.dumps(line, default=str)
-
-
-def _find_places(error: BaseException) -> list[str]:
-    """Where it came from: files and lines, innermost last, without a word of what was in the variables."""
-    frames = traceback.extract_tb(error.__traceback__)[-6:]
-    return [f"{frame.filename.replace(chr(92), '/').rsplit('/', 1)[-1]}:{frame.lineno}" for frame in frames]
+def _name_request() -> dict[str, str]:
+    return {"request_id": known} if (known := request_id.get()) else {}

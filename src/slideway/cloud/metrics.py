@@ -8,6 +8,8 @@ from prometheus_client import CollectorRegistry, Counter, Histogram, generate_la
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
+from slideway.core.errors import SlidewayError
+
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0)
 Gauges = Callable[[], dict[tuple[str, str], dict[str, float]]]
@@ -65,7 +67,16 @@ class _OnScrape(Collector):
         return iter(())
 
     def collect(self) -> Iterator[GaugeMetricFamily]:
-        for (name, label), values in self._gauges().items():
+        up = GaugeMetricFamily("slideway_store_up", "1 while the store answers")
+        try:
+            gauges = self._gauges()
+        except (SlidewayError, OSError):  # this process's own figures are wanted most when the store is away
+            up.add_metric([], 0)
+            yield up
+            return
+        up.add_metric([], 1)
+        yield up
+        for (name, label), values in gauges.items():
             family = GaugeMetricFamily(name, name.replace("_", " "), labels=[label])
             for value, count in values.items():
                 family.add_metric([value], count)

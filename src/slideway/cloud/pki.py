@@ -6,7 +6,6 @@ authority only, so that a certificate ends by being replaced (`slideway cloud in
 
 from __future__ import annotations
 
-import hashlib
 import ipaddress
 import ssl
 from collections.abc import Sequence
@@ -19,8 +18,9 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from slideway.core.errors import WrongUseError
+from slideway.sync.invitation import pin_content
 
-PIN_DIGITS = 20  # 80 bits: nobody makes a second certificate with the same
+LOOPBACK = ("localhost", "127.0.0.1")
 _FROM, _UNTIL = datetime(2000, 1, 1, tzinfo=UTC), datetime(2099, 12, 31, tzinfo=UTC)
 
 
@@ -88,9 +88,14 @@ def read_hosts(certificate_pem: bytes) -> tuple[str, ...]:
     return tuple(str(name.value) for name in names)
 
 
+def choose_host(hosts: Sequence[str]) -> str:
+    """Of the names that a certificate is for, the one to give to others: the first that is not this computer only."""
+    return next((host for host in hosts if host not in LOOPBACK), hosts[0] if hosts else LOOPBACK[0])
+
+
 def pin_of(authority_pem: bytes) -> str:
     """First 20 hex digits of sha256 over the authority's certificate (DER): what an enrolment code carries."""
-    return hashlib.sha256(ssl.PEM_cert_to_DER_cert(authority_pem.decode("ascii"))).hexdigest()[:PIN_DIGITS]
+    return pin_content(ssl.PEM_cert_to_DER_cert(authority_pem.decode("ascii")))
 
 
 def _begin(subject: x509.Name, issuer: x509.Name, public: ec.EllipticCurvePublicKey) -> x509.CertificateBuilder:

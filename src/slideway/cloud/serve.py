@@ -6,6 +6,8 @@ import asyncio
 import logging
 import socket
 import ssl
+import time
+from asyncio import sslproto
 from collections.abc import Callable
 from typing import Any
 
@@ -15,20 +17,27 @@ import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 import slideway
-from slideway.cloud.app import Cloud, create_app, make_shelf
+from slideway.cloud.app import Cloud, create_app, make_shelf, open_cloud
+from slideway.cloud.chores import Chore
 from slideway.cloud.gate import Drain
-from slideway.cloud.init import SERVER, SERVER_KEY
+from slideway.cloud.init import EVERYWHERE, SERVER, SERVER_KEY
 from slideway.cloud.logs import log
+from slideway.cloud.pki import choose_host, read_hosts
+from slideway.cloud.settings import CloudSettings
 from slideway.cloud.worker import Crew
-from slideway.core.errors import SlidewayError, WrongUseError
+from slideway.core.errors import UnreachableStoreError, WrongUseError
 from slideway.sync.serving import QuietServer, listen, obey_signals
+from slideway.sync.shelf import Shelf
 
 _EXPIRE_SECONDS = 600.0
 _GOODBYE_SECONDS = 0.2
+_LOOK_SECONDS = 2.0  # so often a database that is not there yet is looked for
 _BACKLOG = 2048
 # Requests that may use the store at a time: no more than the pool keeps connections. More threads only wait for each
 # other (measured by bench/cloud/load.py), and connections beyond the pool are opened anew for each transaction.
 _THREADS = 8
+# What asyncio keeps for each TLS connection to read into: 256 KiB of its own accord, most of what an idle node costs.
+_TLS_READ_BYTES = 32 * 2**10
 KEEP_ALIVE_SECONDS = 75  # longer than most proxies keep an idle connection, so that they close it, not we
 
 
@@ -86,6 +95,36 @@ class _Server(QuietServer):
             await asyncio.sleep(0.05)
 
 
+def open_patiently(
+    settings: CloudSettings,
+    *,
+    allow_without_backup: bool = False,
+    wait: Callable[[float], object] = time.sleep,
+    clock: Callable[[], float] = time.monotonic,
+) -> Cloud:
+    """Open a cloud whose database may still be starting, as where one command starts both.
+
+    Args:
+        settings: Of the cloud.
+        allow_without_backup: Migrate PostgreSQL: the operator has a backup.
+        wait: Waits some seconds.
+        clock: Seconds.
+
+    Raises:
+        UnreachableStoreError: It did not answer within `[store] wait_seconds`.
+    """
+    until = clock() + (0.0 if settings.is_embedded else settings.store.wait_seconds)
+    while True:
+        try:
+            return open_cloud(settings, allow_without_backup=allow_without_backup)
+        except UnreachableStoreError as error:
+            left = until - clock()
+            if left <= 0:
+                raise
+            log("waiting-for-database", level=logging.WARNING, code=error.code, seconds=round(left))
+            wait(min(_LOOK_SECONDS, left))
+
+
 def serve_cloud(cloud: Cloud, *, role: str = "all", on_ready: Callable[[str], None] | None = None) -> int:
     """Serve until SIGTERM or Ctrl-C; the exit code.
 
@@ -107,6 +146,7 @@ def serve_cloud(cloud: Cloud, *, role: str = "all", on_ready: Callable[[str], No
 
 async def _serve(cloud: Cloud, role: str, on_ready: Callable[[str], None] | None) -> int:
     _limit_threads()
+    _limit_tls_memory()
     own = cloud.settings.server
     listening = listen(own.host, own.port, settings="[server] host and port in cloud.toml", backlog=_BACKLOG)
     drain, crew = Drain(), cloud.hire() if role in ("worker", "all") else None
@@ -130,6 +170,12 @@ def _limit_threads() -> None:
     anyio.to_thread.current_default_thread_limiter().total_tokens = _THREADS
 
 
+def _limit_tls_memory() -> None:
+    """Of this process: thousands of nodes are connected, and few of them send at a time."""
+    if hasattr(sslproto.SSLProtocol, "max_size"):  # asyncio's own, not in its documentation
+        sslproto.SSLProtocol.max_size = _TLS_READ_BYTES
+
+
 def make_config(cloud: Cloud, app: Any) -> uvicorn.Config:
     """How uvicorn is to serve an application of this cloud."""
     own = cloud.settings.server
@@ -151,8 +197,8 @@ def make_config(cloud: Cloud, app: Any) -> uvicorn.Config:
         timeout_keep_alive=KEEP_ALIVE_SECONDS,
         timeout_graceful_shutdown=max(1, round(own.drain_seconds)),
         backlog=_BACKLOG,
-        proxy_headers=own.behind_proxy,
-        forwarded_allow_ips="*" if own.behind_proxy else None,
+        proxy_headers=bool(own.proxy_addresses),
+        forwarded_allow_ips=list(own.proxy_addresses),
         **tls,
     )
     config.load()
@@ -186,8 +232,15 @@ async def _tell_when_ready(
     port = listening.getsockname()[1]
     log("serving", port=port, version=slideway.__version__)
     if on_ready is not None:
-        scheme = "https" if cloud.settings.server.tls else "http"
-        on_ready(f"{scheme}://{cloud.settings.server.host}:{port}")
+        on_ready(name_address(cloud, port))
+
+
+def name_address(cloud: Cloud, port: int) -> str:
+    """The address to type: of a process that listens everywhere, with a name of the certificate."""
+    own, host = cloud.settings.server, cloud.settings.server.host
+    if host in EVERYWHERE:
+        host = choose_host(read_hosts((cloud.folder.path / SERVER).read_bytes()))
+    return f"{'https' if own.tls else 'http'}://{f'[{host}]' if ':' in host else host}:{port}"
 
 
 async def _end(cloud: Cloud, crew: Crew | None, running: asyncio.Task[None]) -> int:
@@ -203,12 +256,22 @@ async def _end(cloud: Cloud, crew: Crew | None, running: asyncio.Task[None]) -> 
 async def _expire(cloud: Cloud) -> None:
     """Throw away uploads that did not grow for too long."""
     shelf = make_shelf(cloud)
+
+    chore, wait = Chore("expiry", lambda: expire_all(cloud, shelf), every_seconds=_EXPIRE_SECONDS), _EXPIRE_SECONDS
     while True:
-        await asyncio.sleep(_EXPIRE_SECONDS)
+        await asyncio.sleep(wait)
+        wait = await asyncio.to_thread(chore.run)
+
+
+def expire_all(cloud: Cloud, shelf: Shelf) -> None:
+    """Expire uploads of all tenants; the first failure is raised once the others are done."""
+    with cloud.store.reading_of_all() as work:
+        tenants = [row.tenant for row in work.tenants.find_all()]
+    failures: list[Exception] = []
+    for tenant in tenants:
         try:
-            with cloud.store.reading_of_all() as work:
-                tenants = [row.tenant for row in work.tenants.find_all()]
-            for tenant in tenants:
-                await asyncio.to_thread(shelf.remove_expired, tenant)
-        except SlidewayError as error:
-            log("expiry-failed", level=logging.WARNING, code=error.code)
+            shelf.remove_expired(tenant)
+        except Exception as error:  # noqa: BLE001  # one tenant's failure must not fill the disk with the others'
+            failures.append(error)
+    if failures:
+        raise failures[0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import get_type_hints
@@ -21,6 +22,9 @@ class ServerSettings:
         port: Port to listen on; 0 for any free one.
         tls: Speak TLS with the certificate that `cloud init` made; false only on loopback, or behind a proxy that does.
         behind_proxy: A proxy in front does TLS; only then may `tls` be false on another address than loopback.
+        proxy_addresses: Addresses or networks of proxies in front, e.g. `["10.0.0.2", "10.1.0.0/24"]`: only what comes
+            from these is asked for whom it comes (`X-Forwarded-For`). Without, all who come through a proxy count as
+            one address.
         connections: Most connections at a time; further ones get 503.
         header_seconds: A client that has not sent a request's head after so long is cut off.
         idle_seconds: A request whose body stands still for so long is cut off; what came of an upload stays.
@@ -35,6 +39,7 @@ class ServerSettings:
     port: int = 8443
     tls: bool = True
     behind_proxy: bool = False
+    proxy_addresses: tuple[str, ...] = ()
     connections: int = 4096
     header_seconds: float = 20.0
     idle_seconds: float = 60.0
@@ -52,9 +57,11 @@ class StoreSettings:
     Attributes:
         url: `sqlite:///slideway.db` (one process, for trials; relative to this file) or
             `postgresql+psycopg://user@host/database`.
+        wait_seconds: At the start, wait so long for a database that does not answer yet; 0 to end at once.
     """
 
     url: str = "sqlite:///slideway.db"
+    wait_seconds: float = 60.0
 
 
 @dataclass(frozen=True)
@@ -83,7 +90,8 @@ class UploadSettings:
     Attributes:
         folder: Of the part files; all processes of the role `api` share it, and it outlives a restart.
         max_bytes: Largest file that is taken.
-        kept_days: An upload that does not grow for so long is thrown away.
+        kept_days: An upload that does not grow for so long is thrown away; tiers of it that were acknowledged are kept
+            as blobs.
         min_free_mb: With less free disk the cloud says that it is not ready.
         require_lock: Refuse bundles that are not locked to this cloud's key.
     """
@@ -179,6 +187,7 @@ class CloudSettings:
                 "[server] tls = false on an address that others reach: set behind_proxy = true when a proxy in front "
                 "does TLS, or host to 127.0.0.1"
             )
+        _require_addresses(server.proxy_addresses)
         least = {"count": self.worker.count, "threads": self.worker.threads, "connections": server.connections}
         for name, value in least.items():
             if value < 1:
@@ -214,6 +223,17 @@ class CloudSettings:
     def uploads_folder(self) -> Path:
         """Folder of the part files."""
         return (self.folder / self.uploads.folder).resolve()
+
+
+def _require_addresses(addresses: tuple[str, ...]) -> None:
+    """Refuse what uvicorn would take for a name that no client has, and `*`: anybody could name any address then."""
+    for address in addresses:
+        try:
+            ipaddress.ip_network(address)
+        except ValueError as error:
+            raise WrongUseError(
+                f"[server] proxy_addresses: {address!r} is neither an address nor a network such as 10.1.0.0/24"
+            ) from error
 
 
 SECTIONS = tuple(item.name for item in fields(CloudSettings) if item.name != "folder")

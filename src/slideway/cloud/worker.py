@@ -11,22 +11,26 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
+from functools import partial
 from threading import Event, Thread
 from typing import Any
 
+from slideway.cloud.chores import Chore
 from slideway.cloud.diagnose import Request, diagnose_bundle
 from slideway.cloud.ingest import DIAGNOSE
 from slideway.cloud.logs import log
 from slideway.cloud.metrics import Metrics
-from slideway.cloud.opinions import put_ask, put_opinion
+from slideway.cloud.opinions import ALL_TIERS, describe_given_up, put_ask, put_settled_opinion
 from slideway.cloud.settings import CloudSettings
-from slideway.cloud.slides import advance
+from slideway.cloud.slides import advance, bundle_of, lets_regions
 from slideway.core.crash import crash_here
 from slideway.core.errors import (
     BlobError,
     BrokenBlobError,
     ConflictError,
     LeaseLostError,
+    LineRefusedError,
+    MessageTooLargeError,
     MissingBlobError,
     SlidewayError,
     StoreError,
@@ -43,9 +47,6 @@ IDLE_SECONDS = 0.5
 _LOOK_SECONDS = 0.5  # so soon a worker hears that it is to stop
 _HOUSEKEEPING_SECONDS = 30.0
 _CHILD_NICE = 10  # where cores are few, bundles are taken in before those that came are diagnosed
-_ALL_TIERS = 2
-# Policy levels, as a node's status says them, at which it answers when asked for pixels.
-_LETS_REGIONS = ("regions", "slide")
 
 
 @dataclass(frozen=True)
@@ -99,12 +100,9 @@ class Crew:
         return not any(thread.is_alive() for thread in self._threads)
 
     def _keep_house(self) -> None:
+        chore = Chore("housekeeping", lambda: refer_spent(self._tools), every_seconds=_HOUSEKEEPING_SECONDS)
         while not self._stop.is_set():
-            try:
-                refer_spent(self._tools)
-            except SlidewayError as error:
-                log("housekeeping-failed", level=logging.WARNING, code=error.code)
-            self._stop.wait(_HOUSEKEEPING_SECONDS)
+            self._stop.wait(chore.run())
 
 
 class Worker:
@@ -163,19 +161,25 @@ class Worker:
                 raise
             self._fail(job, error)
         else:
-            store.retrying(
-                job.tenant, lambda work: settle_opinion(work, job, told, ask=self._tools.settings.regions.ask)
-            )
-            crash_here("cloud.after-opinion")
-            kind = "provisional" if told["provisional"] else "whole"
-            self._tools.metrics.opinions.labels(kind).inc()
-            log("opinion", tenant=job.tenant, slide=job.slide_sha256, tier=told["tier"], worker=self.name)
+            self._settle(job, told)
+
+    def _settle(self, job: Job, told: dict[str, Any]) -> None:
+        ask = self._tools.settings.regions.ask
+        try:
+            self._tools.store.retrying(job.tenant, lambda work: settle_opinion(work, job, told, ask=ask))
+        except (MessageTooLargeError, LineRefusedError) as error:  # no other attempt would say it in another way
+            self._fail(job, error)
+            return
+        crash_here("cloud.after-opinion")
+        kind = "provisional" if told["provisional"] else "whole"
+        self._tools.metrics.opinions.labels(kind).inc()
+        log("opinion", tenant=job.tenant, slide=job.slide_sha256, tier=told["tier"], worker=self.name)
 
     def _compute(self, job: Job) -> dict[str, Any]:
         tools, payload = self._tools, job.payload
         with tools.store.reading(job.tenant) as work:
             whole = work.jobs.find(job.slide_sha256, DIAGNOSE, model=job.model.removesuffix(":t1"))
-        if int(payload["tier"]) < _ALL_TIERS and whole is not None:
+        if int(payload["tier"]) < ALL_TIERS and whole is not None:
             return {"overtaken": True, "provisional": True, "tier": payload["tier"]}
         regions = tools.settings.regions
         asked = Request(
@@ -205,8 +209,10 @@ class Worker:
         can_retry = not isinstance(error, SlidewayError) or isinstance(error, StoreError | BlobError)
 
         def fail(work: Work) -> None:
-            if work.jobs.fail(job, reason=code, can_retry=can_retry).state is JobState.QUARANTINED:
-                refer_slide(work, job, code)
+            work.slides.get(job.slide_sha256)  # first, as in `settle_opinion`
+            failed = work.jobs.fail(job, reason=code, can_retry=can_retry)
+            if failed.state is JobState.QUARANTINED:
+                refer_slide(work, failed)
 
         self._tools.store.retrying(job.tenant, fail)
         self._tools.metrics.job_failures.labels(code).inc()
@@ -291,16 +297,18 @@ def settle_opinion(work: Work, job: Job, told: dict[str, Any], *, ask: bool) -> 
         work.jobs.complete(job, result={"overtaken": True})
         return
     body = {key: value for key, value in told.items() if key != "ask"}
-    work.jobs.complete(job, result={"opinion": body})
+    # First the slide, then the job, as where bundles are taken in: a node whose bundle comes in this moment is either
+    # among the slide's nodes here, or finds the job done there.
     slide = work.slides.get(job.slide_sha256)
+    done = work.jobs.complete(job, result={"opinion": body})
     if not body["provisional"]:
-        _keep_findings(work, job.slide_sha256, body, str(slide.facts.get("fingerprint", "")))
+        _keep_findings(work, job.slide_sha256, body)
         advance(work, job.slide_sha256, SlideState.ENCODED)
         advance(work, job.slide_sha256, SlideState.ANSWERED)
     for node in slide.facts.get("nodes", []):
-        put_opinion(work, node, body, is_urgent=slide.is_urgent)
-        if ask and told["ask"] and not body["provisional"] and _lets_regions(work, node):
-            put_ask(work, node, job.slide_sha256, str(body["bundle"]), told["ask"], "finding-unsure")
+        put_settled_opinion(work, slide, node, done)
+        if ask and told["ask"] and not body["provisional"] and lets_regions(work, node):
+            put_ask(work, node, job.slide_sha256, bundle_of(slide, node, job), told["ask"], "finding-unsure")
     details: dict[str, Detail] = {
         "bundle": str(body["bundle"]),
         "tier": int(body["tier"]),
@@ -310,7 +318,7 @@ def settle_opinion(work: Work, job: Job, told: dict[str, Any], *, ask: bool) -> 
     crash_here("cloud.before-opinion")
 
 
-def _keep_findings(work: Work, slide: str, body: dict[str, Any], fingerprint: str) -> None:
+def _keep_findings(work: Work, slide: str, body: dict[str, Any]) -> None:
     for finding in body["findings"]:
         head = finding["head"]
         try:
@@ -322,44 +330,44 @@ def _keep_findings(work: Work, slide: str, body: dict[str, Any], fingerprint: st
                 head_id=head["id"],
                 head_version=head["version"],
                 head_sha256=head["sha256"],
-                fingerprint=fingerprint,
+                fingerprint=str(body["encoder"]["fingerprint"]),
             )
         except ConflictError:
             work.audit.append("finding-differs", actor="cloud", subject=slide, details={"task": finding["task"]})
 
 
-def _lets_regions(work: Work, node: str) -> bool:
-    return work.nodes.get(node).status.get("may_leave") in _LETS_REGIONS
-
-
-def refer_slide(work: Work, job: Job, code: str) -> None:
+def refer_slide(work: Work, job: Job) -> None:
     """The duty of a job that is given up: the slide goes to a person, and its nodes hear why."""
-    slide = work.slides.get(job.slide_sha256)
-    body = {
-        "slide": job.slide_sha256,
-        "bundle": str(job.payload["bundle"]),
-        "tier": int(job.payload["tier"]),
-        "provisional": int(job.payload["tier"]) < _ALL_TIERS,
-        "quality": str(slide.facts.get("verdict", "")),
-        "tiles": 0,
-        "findings": [],
-        "heads": [],
-        "silent": [f"The cloud could not read this bundle ({code})."],
-        "groups": None,
-        "novelty": None,
-        "trouble": code,
-    }
-    if not body["provisional"]:
+    slide, code = work.slides.get(job.slide_sha256), job.reason
+    if not describe_given_up(slide, job, code)["provisional"]:
         advance(work, job.slide_sha256, SlideState.REFERRED, reason=code)
         for node in slide.facts.get("nodes", []):
-            put_opinion(work, node, body, is_urgent=slide.is_urgent)
+            put_settled_opinion(work, slide, node, job)
     work.audit.append("job-given-up", actor="cloud", subject=job.slide_sha256, details={"code": code})
 
 
 def refer_spent(tools: Tools) -> int:
-    """Give up jobs whose last attempt ran out, as when a slide kills every worker; how many there were."""
-    with tools.store.transaction_of_all() as work:
-        spent = work.jobs.quarantine_spent()
-        for job in spent:
-            refer_slide(work.of(job.tenant), job, job.reason or "worker-stopped")
-    return len(spent)
+    """Give up jobs whose last attempt ran out, as when a slide kills every worker; how many there were.
+
+    Each in a transaction of its own: one that cannot be given up now keeps no other slide from a person.
+    """
+    with tools.store.reading_of_all() as work:
+        spent = work.jobs.find_spent()
+    count = 0
+    for job in spent:
+        try:
+            count += tools.store.retrying(job.tenant, partial(_refer_spent, job=job))
+        except Exception as error:  # noqa: BLE001  # the chore's next turn takes it again
+            code = error.code if isinstance(error, SlidewayError) else "bug"
+            bug = None if isinstance(error, SlidewayError) else error
+            log("job-not-given-up", level=logging.ERROR, error=bug, job=job.job_id, tenant=job.tenant, code=code)
+    return count
+
+
+def _refer_spent(work: Work, *, job: Job) -> bool:
+    """Give up one of them, unless somebody was faster."""
+    work.slides.get(job.slide_sha256)  # first, as in `settle_opinion`
+    given_up = work.jobs.quarantine_spent(job_id=job.job_id)
+    for own in given_up:
+        refer_slide(work, work.jobs.get(own.job_id))
+    return bool(given_up)

@@ -40,7 +40,8 @@ SlidewayError
 │   ├── UnknownRecordError          record-unknown            nothing of this key for this tenant
 │   ├── ConflictError               record-conflict           something else is kept under this key already
 │   ├── TransitionError             transition-refused        from this state nothing leads there
-│   └── LeaseLostError              lease-lost                the job went to another worker meanwhile
+│   ├── LeaseLostError              lease-lost                the job went to another worker meanwhile
+│   └── MessageTooLargeError        message-too-large         no receiver would take a message of this size
 ├── BrokenChainError                audit-broken              an audit entry is not what was written
 ├── BlobError                       blob-failed               the blob store does not answer, or is full
 │   ├── MissingBlobError            blob-missing              no blob of this hash for this tenant
@@ -48,6 +49,7 @@ SlidewayError
 ├── LineError                       line-failed               the line to the other side does not work
 │   ├── LineDownError               line-down                 nobody answers, or not now
 │   ├── CaptivePortalError          line-captive              somebody else answers: a portal, a proxy, a wrong server
+│   ├── ClockWrongError             clock-wrong               a certificate does not hold at this computer's time
 │   ├── LineRefusedError            line-refused              the other side refuses this request
 │   └── NodeRevokedError            node-revoked              the other side no longer takes anything of this node
 ├── InvalidReceiptError             receipt-invalid           a receipt that the other side did not sign for this
@@ -337,6 +339,12 @@ class LeaseLostError(RecordError):
     code = "lease-lost"
 
 
+class MessageTooLargeError(RecordError):
+    """A message has more bytes than any receiver takes; it was not put into the outbox."""
+
+    code = "message-too-large"
+
+
 class BrokenChainError(SlidewayError):
     """An entry of the audit is not what was written."""
 
@@ -392,19 +400,26 @@ class CaptivePortalError(LineError):
     code = "line-captive"
 
 
+class ClockWrongError(LineError):
+    """The other side's certificate does not hold at the time that this computer's clock tells: one of them is wrong."""
+
+    code = "clock-wrong"
+
+
 class LineRefusedError(LineError):
     """The other side understood the request and refuses it.
 
     Attributes:
         status: HTTP status.
         refusal: The other side's own code, e.g. `bundle-untrusted`; empty when it gave none.
+        wait_seconds: When this may be asked for again; None when it did not say.
     """
 
     code = "line-refused"
 
-    def __init__(self, message: str, *, status: int = 0, refusal: str = "") -> None:
+    def __init__(self, message: str, *, status: int = 0, refusal: str = "", wait_seconds: int | None = None) -> None:
         super().__init__(message)
-        self.status, self.refusal = status, refusal
+        self.status, self.refusal, self.wait_seconds = status, refusal, wait_seconds
 
 
 class NodeRevokedError(LineError):

@@ -9,13 +9,14 @@ from typing import Any
 from slideway.bundles.policy import Level
 from slideway.core.crash import crash_here
 from slideway.core.errors import ConflictError
+from slideway.edge.consult import take_answer, take_state
 from slideway.edge.ends import decide_end, restore_finding
-from slideway.edge.node import ACTOR, REGIONS, Node, end_slide
+from slideway.edge.node import ACTOR, REGIONS, Node, end_slide, set_urgent
 from slideway.edge.outcome import record_finding
 from slideway.store.slides import SlideRecord, SlideState
 from slideway.store.work import Work
 from slideway.sync.mailbox import Arrival, Handler
-from slideway.sync.outgoing import withdraw_tiers
+from slideway.sync.outgoing import FIRST_TIER, withdraw_tiers
 
 CLOUD = "cloud"
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -31,13 +32,13 @@ class Answers:
         self._node = node
 
     def handlers(self) -> dict[str, Handler]:
-        """By kind of message; `enough` is here too, because the cloud says from which tier on."""
+        """By kind of message; `enough` is understood by whatever carries messages."""
         return {
             "opinion": self.take_opinion,
-            "enough": self.take_enough,
             "rejected": self.take_rejection,
             "ask-regions": self.take_question,
             "consult-answer": self.take_consultation,
+            "consult-state": self.take_consultation_state,
             "command": self.take_command,
         }
 
@@ -65,29 +66,26 @@ class Answers:
         )
         edge = [record.content for record in work.findings.of_slide(slide.slide_sha256, place="edge")]
         end = decide_end(str(slide.facts.get("reading", {}).get("verdict", "")), edge, findings)
-        end_slide(work, slide.slide_sha256, end.state, end.reason, tell=self._node.rights.may_tell)
-
-    def take_enough(self, work: Work, arrival: Arrival) -> None:
-        """Send no more of a bundle."""
-        body = arrival.message.body
-        bundle, tier = body.get("bundle"), body.get("from_tier", body.get("tier"))
-        if isinstance(bundle, str) and type(tier) is int:
-            withdraw_tiers(work, "bundle", bundle, from_tier=max(0, tier), reason="enough")
+        end_slide(work, self._node, slide.slide_sha256, end.state, end.reason)
 
     def take_rejection(self, work: Work, arrival: Arrival) -> None:
-        """The cloud refused a bundle for good: a person looks at the slide."""
+        """The cloud refused a bundle for good: a person looks at the slide. A region that it refuses only stays."""
         body = arrival.message.body
         slide = _find_slide(work, body, arrival)
-        code = _word(body.get("code"))
+        code, kind = _word(body.get("code")), "region" if body.get("kind") == "region" else "bundle"
         if isinstance(body.get("bundle"), str):
-            withdraw_tiers(work, "bundle", str(body["bundle"]), from_tier=0, reason=f"rejected:{code}")
-        if slide is None or slide.state is SlideState.ACCEPTED:
+            first = FIRST_TIER[kind]
+            withdraw_tiers(work, kind, str(body["bundle"]), from_tier=first, reason=f"rejected:{code}")
+        if slide is None:
+            return
+        if kind == "region":
+            work.audit.append("region-rejected", actor=CLOUD, subject=slide.slide_sha256, details={"code": code})
+            return
+        if slide.state is SlideState.ACCEPTED:
             return
         work.audit.append("bundle-rejected", actor=CLOUD, subject=slide.slide_sha256, details={"code": code})
         work.slides.add_facts(slide.slide_sha256, {"refused": code})
-        end_slide(
-            work, slide.slide_sha256, SlideState.REFERRED, "cloud-refused-bundle", tell=self._node.rights.may_tell
-        )
+        end_slide(work, self._node, slide.slide_sha256, SlideState.REFERRED, "cloud-refused-bundle")
 
     def take_question(self, work: Work, arrival: Arrival) -> None:
         """The cloud asks for pixels: a job where the policy lets regions leave, else only a note that it asked."""
@@ -112,21 +110,23 @@ class Answers:
 
     def take_consultation(self, work: Work, arrival: Arrival) -> None:
         """A specialist has answered."""
-        body = arrival.message.body
-        slide = _find_slide(work, body, arrival)
-        if slide is None:
-            return
-        name = _word(body.get("consultation"))
-        kept = {key: body.get(key) for key in ("answer", "specialist", "answered_ms")}
-        known = slide.facts.get("consultations", {})
-        work.slides.add_facts(slide.slide_sha256, {"consultations": {**known, name: kept}})
-        work.audit.append(
-            "consultation-answered", actor=CLOUD, subject=slide.slide_sha256, details={"consultation": name}
-        )
+        slide = _find_slide(work, arrival.message.body, arrival)
+        if slide is not None:
+            take_answer(work, slide, arrival)
+
+    def take_consultation_state(self, work: Work, arrival: Arrival) -> None:
+        """A specialist has taken a question, or given it back."""
+        slide = _find_slide(work, arrival.message.body, arrival)
+        if slide is not None:
+            take_state(work, slide, arrival)
 
     def take_command(self, work: Work, arrival: Arrival) -> None:
-        """Pause or resume reading; nothing else can be commanded from outside."""
-        order = _word(arrival.message.body.get("do"))
+        """Pause or resume reading, or put a slide first; nothing else can be commanded from outside."""
+        body = arrival.message.body
+        order = _word(body.get("do"))
+        if not arrival.is_newest:  # on a stick an older one may come later
+            work.audit.append("command-late", actor=CLOUD, subject="node", details={"do": order})
+            return
         work.audit.append("command", actor=CLOUD, subject="node", details={"do": order})
         # Before the commit: a crash between lets the message come again, with the same effect.
         if order == "pause":
@@ -134,6 +134,10 @@ class Answers:
         elif order == "resume":
             self._node.places.paused.unlink(missing_ok=True)
             self._node.has_work.set()
+        elif order == "priority" and isinstance(body.get("urgent"), bool):
+            slide = _find_slide(work, body, arrival)
+            if slide is not None:
+                set_urgent(work, self._node, slide.slide_sha256, is_urgent=body["urgent"], actor=CLOUD)
 
     def _keep_findings(self, work: Work, slide: SlideRecord, findings: list[dict[str, Any]]) -> None:
         fingerprint = str(slide.facts.get("reading", {}).get("fingerprint", ""))

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
+import secrets
 import threading
 import time
 from collections.abc import Callable
@@ -13,18 +15,22 @@ from pathlib import Path
 from typing import Any
 
 from slideway.core.errors import SlidewayError, StoreError
+from slideway.core.files import write_whole
 from slideway.edge.answers import Answers
 from slideway.edge.chores import Chores
+from slideway.edge.consult import ask_when_referred
 from slideway.edge.intake import Intake
 from slideway.edge.logs import log
 from slideway.edge.node import Node, end_slide
-from slideway.edge.rights import Rights
+from slideway.edge.rights import make_rights
 from slideway.edge.settings import EdgeSettings
 from slideway.edge.shelves import ALONE, Outgoing, open_own_store
 from slideway.edge.space import Space
 from slideway.edge.status import EdgeStatus, Folder, LineWatch, Momentary, gather_status
+from slideway.edge.stick import sweep_spool, take_jobs
 from slideway.edge.watch import Watcher
 from slideway.edge.worker import Crew
+from slideway.registry.pseudonym import load_pseudonym_secret
 from slideway.registry.store import find_encoder
 from slideway.slides.files import hash_slide
 from slideway.store.slides import ENDS, SlideState
@@ -34,6 +40,7 @@ from slideway.sync.pace import read_window
 from slideway.sync.pump import Pump, PumpSettings
 
 _CHORE_SECONDS = 2.0
+_STICK_SECONDS = 1.0
 _BUG_SECONDS = 30.0
 
 
@@ -51,6 +58,8 @@ class Edge:
         pump: Sends and receives; None when the node is not enrolled.
         line_watch: Since when the line is as it is.
         store_waits: Why the store cannot be written now; empty when it can.
+        is_started: It has begun to watch, read and send.
+        token: What a form of these pages carries, so that no other page can send one; another one at every start.
     """
 
     node: Node
@@ -66,14 +75,19 @@ class Edge:
     def __post_init__(self) -> None:
         self._stop = threading.Event()
         self._threads: list[threading.Thread] = []
+        self.is_started = False
+        self.token = secrets.token_urlsafe(32)
 
     def start(self) -> None:
         """Begin to watch, read, send and see to chores, each in a thread of its own."""
+        self.is_started = True
         self.chores.begin()
+        sweep_spool(self.node.places)
         self.crew.start()
         works: dict[str, Callable[[], None]] = {
             "watch": lambda: self._go_on(self._watch),
             "chores": lambda: self._go_on(self._do_chores),
+            "stick": lambda: self._go_on(self._take_sticks),
         }
         if self.pump is not None:
             pump = self.pump
@@ -85,7 +99,8 @@ class Edge:
 
     def note_serving(self, url: str) -> None:
         """Leave word where the pages are."""
-        self.node.places.serving.write_text(json.dumps({"url": url, "process": os.getpid()}), encoding="utf-8")
+        content = {"url": url, "process": os.getpid(), "token": self.token}
+        write_whole(self.node.places.serving, json.dumps(content).encode(), mode=0o600)
 
     def stop(self, *, within_seconds: float = 15.0) -> bool:
         """Finish or give back what is in hand, then close; whether all ended in time."""
@@ -97,6 +112,8 @@ class Edge:
         for thread in self._threads:
             thread.join(max(0.1, ends - time.monotonic()))
         self.node.places.serving.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            self.node.served.keep(at_once=True)
         self.node.store.close()
         return is_ended and not any(thread.is_alive() for thread in self._threads)
 
@@ -155,6 +172,15 @@ class Edge:
                 log("look-failed", code=error.code if isinstance(error, SlidewayError) else type(error).__name__)
             self._stop.wait(self.watcher.rest_seconds(own.poll_seconds))
 
+    def _take_sticks(self) -> None:
+        """Take in what `slideway edge import` brought while this process has the store."""
+        while not self._stop.is_set():
+            try:
+                take_jobs(self.node)
+            except StoreError as error:
+                log("stick-waits", code=error.code)
+            self._stop.wait(_STICK_SECONDS)
+
     def _do_chores(self) -> None:
         while not self._stop.is_set():
             try:
@@ -184,19 +210,23 @@ def open_edge(settings: EdgeSettings) -> Edge:
     card = find_encoder(_name_encoder(settings))
     places.folder.mkdir(parents=True, exist_ok=True)
     keys = load_keys(places.keys)
+    if settings.case_pattern is not None:
+        load_pseudonym_secret(places.keys)  # one that is damaged is said at the start, not with every slide
     store = open_own_store(places)
     try:
         endpoint = read_endpoint(places.endpoint) if places.endpoint.exists() else None
         tenant = ALONE if endpoint is None else endpoint.tenant
         store.add_tenant(ALONE, name="before the node was enrolled")
         store.add_tenant(tenant)
-        rights = Rights(settings.policy_file, settings.policy.receiver, places.endpoint)
+        rights = make_rights(settings)
         outgoing = Outgoing(places.outgoing)
         node = Node(settings, store, tenant, rights, outgoing, f"{card.id}:{card.fingerprint}")
+        if settings.edge.ask_when_referred:
+            node.after_referral = ask_when_referred
         if endpoint is not None:
             _close_alone(node)
         pump = None
-        if endpoint is not None:
+        if endpoint is not None and endpoint.url:  # a node that was enrolled by a stick has no line
             line_settings = LineSettings(
                 bytes_per_second=settings.cloud.bytes_per_second or None, proxy=settings.cloud.proxy or None
             )
@@ -248,7 +278,5 @@ def _close_alone(node: Node) -> None:
     What still lies in its folder is taken in anew, under the tenant of the cloud.
     """
     with node.store.transaction(ALONE) as work:
-        for state in SlideState:
-            if state not in ENDS:
-                for slide in work.slides.find_all(state=state):
-                    end_slide(work, slide.slide_sha256, SlideState.REJECTED, "enrolled-since", tell=False)
+        for slide in work.slides.walk([state for state in SlideState if state not in ENDS]):
+            end_slide(work, node, slide.slide_sha256, SlideState.REJECTED, "enrolled-since", tell=False)

@@ -100,8 +100,8 @@ def _find_or_read(order: Mapping[str, Any]) -> tuple[Path, dict[str, Any]]:
     result = read_result(folder)
     if result is not None and _is_same(result, order):
         with contextlib.suppress(BrokenBundleError, OSError):
-            read_bundle(folder / "bundle.swb")
-            return folder, result
+            if read_bundle(folder / "bundle.swb").summary.case == order["case"]:
+                return folder, result
     from slideway.pipeline.read import read_slide
 
     reading = read_slide(
@@ -114,6 +114,7 @@ def _find_or_read(order: Mapping[str, Any]) -> tuple[Path, dict[str, Any]]:
         profile=order["profile"],
         heads=order["heads"],
         site=order["site"],
+        case=order["case"],
         estimate_mpp=order["estimate_mpp"],
     )
     if reading.slide_sha256 != sha256:

@@ -11,19 +11,20 @@ from typing import Any
 import slideway
 from slideway.bundles.policy import Level
 from slideway.core.crash import crash_here
-from slideway.core.errors import StoreError
 from slideway.edge.ends import decide_end
 from slideway.edge.logs import log
 from slideway.edge.node import ACTOR, Node, end_slide
 from slideway.edge.space import Space
-from slideway.store.outbox import OPEN, OutboxState
+from slideway.store.outbox import OutboxState
 from slideway.store.slides import SlideRecord, SlideState
 from slideway.store.work import Work
 from slideway.sync.messages import Message
 from slideway.sync.outgoing import put_message
 
 _SLOW_SECONDS = 60.0
-_HOUR_MS = 3_600_000
+_HOUR_S = 3600
+_CLOUD = "cloud"
+_MOST_AT_A_TIME = 500
 _MOST_STATUSES = 10**6
 _DONE = {OutboxState.ACKNOWLEDGED, OutboxState.WITHDRAWN}
 
@@ -46,9 +47,9 @@ class Chores:
         with node.store.reading(node.tenant) as work:
             # Grows with every start, whatever the clock says: the newest status is the newest.
             self._base = work.audit.head().entries * _MOST_STATUSES
-            rows = work.outbox.find_all()
-        node.outgoing.sweep({row.blob_sha256 for row in rows if row.blob_sha256})
-        open_statuses = [row.key for row in rows if row.kind == "status" and row.state.value in OPEN]
+            named = work.outbox.blobs()
+            open_statuses = [row.key for row in work.outbox.find_open(peer=_CLOUD) if row.kind == "status"]
+        node.outgoing.sweep(named)
         if open_statuses:
             with node.store.transaction(node.tenant) as work:
                 for key in open_statuses:
@@ -60,7 +61,7 @@ class Chores:
         now = self._monotonic()
         is_slow = now - self._slow >= _SLOW_SECONDS
         self._quarantine()
-        self._obey_policy()
+        self.obey_policy()
         self._note_sent()
         if is_slow:
             self._slow = now
@@ -69,6 +70,14 @@ class Chores:
         if now - self._told >= self._node.settings.cloud.status_minutes * 60 and self._node.rights.is_enrolled:
             self._told = now
             self._tell_status()
+        self._keep_served()
+
+    def _keep_served(self) -> None:
+        """Last, and without an end of the turn: on a full disk, policy and eviction must go on."""
+        try:
+            self._node.served.keep()
+        except OSError as error:
+            log("served-not-kept", code=type(error).__name__)  # in memory it goes on; tried again at the next turn
 
     def _quarantine(self) -> None:
         node = self._node
@@ -81,12 +90,12 @@ class Chores:
             jobs = work.jobs.quarantine_spent()
             for job in jobs:
                 if job.step == "read":
-                    end_slide(work, job.slide_sha256, SlideState.REJECTED, job.reason, tell=node.rights.may_tell)
+                    end_slide(work, node, job.slide_sha256, SlideState.REJECTED, job.reason)
             return len(jobs)
 
         node.store.retrying(node.tenant, quarantine)
 
-    def _obey_policy(self) -> None:
+    def obey_policy(self) -> None:
         """What waits and may not leave any more is withdrawn; the slide then ends by what the edge says."""
         right = self._node.rights.now()
         if self._level is not None and right.level >= self._level:
@@ -96,7 +105,7 @@ class Chores:
         self._level = right.level
 
     def _withdraw(self, work: Work, level: Level) -> None:
-        about_slides = [row for row in work.outbox.find_all() if row.state.value in OPEN and row.slide_sha256]
+        about_slides = [row for row in work.outbox.find_open(peer=_CLOUD) if row.slide_sha256]
         for row in about_slides:
             slide = work.slides.get(str(row.slide_sha256))
             needed = Level.OPINIONS
@@ -109,7 +118,7 @@ class Chores:
                 work.outbox.withdraw(row.key, reason="policy-changed")
                 work.audit.append("withdrawn", actor=ACTOR, subject=slide.slide_sha256, details={"kind": row.kind})
                 if row.kind == "bundle" and row.tier == 0:
-                    self._end_alone(work, slide)
+                    self._end_alone(work, slide.slide_sha256)
 
     def _note_sent(self) -> None:
         """A slide whose bundle the cloud has is sent; looked at only when a receipt came."""
@@ -118,7 +127,7 @@ class Chores:
             acknowledged = work.outbox.counts()[OutboxState.ACKNOWLEDGED]
             if acknowledged == self._acknowledged:
                 return
-            sent = [slide for slide in work.slides.find_all(state=SlideState.ENCODED) if self._is_sent(work, slide)]
+            sent = [slide for slide in work.slides.find_delivered(limit=_MOST_AT_A_TIME) if self._is_sent(work, slide)]
 
         def note(work: Work) -> None:
             for slide in sent:
@@ -129,7 +138,8 @@ class Chores:
 
         if sent:
             node.store.retrying(node.tenant, note)
-        self._acknowledged = acknowledged
+        if len(sent) < _MOST_AT_A_TIME:
+            self._acknowledged = acknowledged
 
     def _is_sent(self, work: Work, slide: SlideRecord) -> bool:
         leaving = slide.facts.get("leaving")
@@ -143,22 +153,31 @@ class Chores:
         return OutboxState.ACKNOWLEDGED in states and set(states) <= _DONE
 
     def _answer_alone(self) -> None:
-        """Slides that the cloud has not answered for too long end by what the edge says."""
-        node, late = self._node, []
-        after_ms = round(node.settings.cloud.answer_alone_after_hours * _HOUR_MS)
-        now_ms = time.time_ns() // 1_000_000
-        with node.store.reading(node.tenant) as work:
-            for state in (SlideState.ENCODED, SlideState.SENT):
-                late += [slide for slide in work.slides.find_all(state=state) if now_ms - slide.changed_ms > after_ms]
-        for slide in late:
-            node.store.retrying(node.tenant, partial(self._end_alone, slide=slide))
-            crash_here("edge.after-alone")
-            log("slide-ended-alone", slide=slide.slide_sha256[:12])
+        """Slides that the cloud has not answered for too long end by what the edge says.
 
-    def _end_alone(self, work: Work, slide: SlideRecord) -> None:
-        edge = [record.content for record in work.findings.of_slide(slide.slide_sha256, place="edge")]
+        The time is the node's own time of service: a clock that jumps must not let a slide end without the cloud.
+        """
+        node, late = self._node, []
+        after_s = node.settings.cloud.answer_alone_after_hours * _HOUR_S
+        with node.store.reading(node.tenant) as work:
+            for slide in work.slides.walk((SlideState.ENCODED, SlideState.SENT)):
+                for_s = node.served.since(slide.facts.get("encoded_at_s"))
+                if for_s is None or for_s > after_s:
+                    late.append((slide.slide_sha256, for_s is None))
+        for sha256, is_unknown in late:
+            if is_unknown:  # of an older Slideway, or the node's count was lost: its time begins now
+                facts = {"encoded_at_s": node.served.seconds()}
+                node.store.retrying(node.tenant, partial(_add_facts, sha256=sha256, facts=facts))
+                continue
+            node.store.retrying(node.tenant, partial(self._end_alone, sha256=sha256))
+            crash_here("edge.after-alone")
+            log("slide-ended-alone", slide=sha256[:12])
+
+    def _end_alone(self, work: Work, sha256: str) -> None:
+        slide = work.slides.get(sha256)
+        edge = [record.content for record in work.findings.of_slide(sha256, place="edge")]
         end = decide_end(str(slide.facts.get("reading", {}).get("verdict", "")), edge, None)
-        end_slide(work, slide.slide_sha256, end.state, end.reason, tell=self._node.rights.may_tell)
+        end_slide(work, self._node, sha256, end.state, end.reason)
 
     def _tell_status(self) -> None:
         """Say how the node is; of statuses that could not be sent only the newest waits."""
@@ -182,9 +201,9 @@ class Chores:
         slides, outbox = work.slides.counts(), work.outbox.counts()
         waiting = outbox[OutboxState.WAITING] + outbox[OutboxState.SENT]
         disk = self._space.state()
-        oldest_ms = min((row.created_ms for row in work.outbox.find_open(peer="cloud", limit=500)), default=None)
+        oldest_ms = work.outbox.oldest_open_ms(peer=_CLOUD)
         lag_ms = 0 if oldest_ms is None else time.time_ns() // 1_000_000 - oldest_ms
-        left = sum(slide.size_bytes for slide in work.slides.find_all() if slide.facts.get("leaving"))
+        left = work.slides.total_bytes(with_bundle=True)
         return {
             "queue": slides[SlideState.ACCEPTED],
             "waiting": waiting,
@@ -197,10 +216,6 @@ class Chores:
             "intake": "stopped" if disk.stopped_because else "open",
         }
 
-    def run_fenced(self) -> str:
-        """`run_once`; why it could not be done, as a code: then it is done at the next turn."""
-        try:
-            self.run_once()
-        except StoreError as error:
-            return error.code
-        return ""
+
+def _add_facts(work: Work, sha256: str, facts: dict[str, Any]) -> None:
+    work.slides.add_facts(sha256, facts)

@@ -6,13 +6,15 @@ from collections.abc import Callable
 from pathlib import Path
 
 from slideway.core.crash import crash_here
-from slideway.core.errors import SlidewayError, StoreError
+from slideway.core.errors import ConflictError, SlidewayError, StoreError
 from slideway.edge.logs import log
 from slideway.edge.node import ACTOR, READ, Node, tell_accepted
 from slideway.edge.watch import SettledSlide, Watcher
+from slideway.registry.pseudonym import load_pseudonym_secret, make_pseudonym, write_alike
 from slideway.store.slides import SlideRecord, SlideState
 from slideway.store.work import Work
 
+_MOST_ACCESSION = 64  # letters, as the store keeps it
 HashSlide = Callable[[Path], str]
 
 
@@ -26,9 +28,8 @@ class Intake:
     def recall(self) -> None:
         """Tell the watcher what the store knows, so that nothing is hashed twice."""
         with self._node.store.reading(self._node.tenant) as work:
-            slides = work.slides.find_all()
-        for slide in slides:
-            self._watcher.remember(slide.facts.get("places", {}))
+            for slide in work.slides.walk():
+                self._watcher.remember(slide.facts.get("places", {}))
 
     def run_once(self, *, has_room: Callable[[], bool]) -> list[str]:
         """Look once and take in what has settled; hashes of the slides.
@@ -75,19 +76,33 @@ class Intake:
     def _accept(self, work: Work, slide: SettledSlide, sha256: str) -> bool:
         known = work.slides.find(sha256)
         places = {str(slide.path): slide.stamp.text}
+        case = find_case(self._node, slide.path.name)
         if known is not None:
             work.slides.add_facts(sha256, {"places": known.facts.get("places", {}) | places})
+            if case is not None:
+                self._match(work, sha256, case)
             if known.state is SlideState.ACCEPTED:
                 self._enqueue(work, known)
             return False
         facts = {"places": places}
         accepted = work.slides.accept(sha256, is_urgent=slide.is_urgent, size_bytes=slide.stamp.n_bytes, facts=facts)
+        if case is not None:
+            self._match(work, sha256, case)
         self._enqueue(work, accepted)
         details = {"bytes": slide.stamp.n_bytes, "urgent": slide.is_urgent}
         work.audit.append("slide-accepted", actor=ACTOR, subject=sha256, details=details)
         if self._node.rights.may_tell:
             tell_accepted(work, accepted)
         return True
+
+    def _match(self, work: Work, sha256: str, case: tuple[str, str]) -> None:
+        """Note which case a slide belongs to; what was noted first stands, and the audit says that they differ."""
+        pseudonym, accession = case
+        work.cases.add(pseudonym, accession=accession)
+        try:
+            work.slides.match(sha256, case_id=pseudonym)
+        except ConflictError:
+            work.audit.append("case-differs", actor=ACTOR, subject=sha256, details={"case": pseudonym})
 
     def _enqueue(self, work: Work, slide: SlideRecord) -> None:
         work.jobs.enqueue(
@@ -97,3 +112,16 @@ class Intake:
             is_urgent=slide.is_urgent,
             attempts_allowed=self._node.settings.reading.attempts,
         )
+
+
+def find_case(node: Node, name: str) -> tuple[str, str] | None:
+    """Pseudonym and accession number of the case that a slide's file name tells; None when it tells none.
+
+    The number stays in the node's own store; only the pseudonym, made with a secret of this node, may leave.
+    """
+    pattern = node.settings.case_pattern
+    found = pattern.search(name) if pattern is not None else None
+    accession = write_alike(found["case"] or "") if found is not None else ""
+    if not accession or len(accession) > _MOST_ACCESSION:
+        return None
+    return make_pseudonym(load_pseudonym_secret(node.places.keys), accession), accession

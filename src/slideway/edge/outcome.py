@@ -62,15 +62,16 @@ def record_reading(work: Work, node: Node, job: Job, told: Mapping[str, Any]) ->
     details = {"verdict": told["facts"]["verdict"], "findings": len(told["findings"])}
     if work.slides.get(slide).state is SlideState.ACCEPTED:
         work.slides.move(slide, SlideState.ENCODED)
+        work.slides.add_facts(slide, {"encoded_at_s": node.served.seconds()})
         work.audit.append("slide-encoded", actor=ACTOR, subject=slide, details=details)
     if leaving:
         plan = UploadPlan("bundle", leaving["sha256"], slide, tuple(leaving["ends"]))
-        put_upload(work, plan, is_urgent=job.is_urgent)
+        put_upload(work, plan, is_urgent=work.slides.get(slide).is_urgent)  # it may have become so meanwhile
         released = {"sha256": leaving["sha256"], "level": leaving["level"], "bytes": plan.length_bytes}
         work.audit.append("bundle-released", actor=ACTOR, subject=slide, details=released)
     else:
         end = decide_end(told["facts"]["verdict"], told["findings"], None)
-        end_slide(work, slide, end.state, end.reason, tell=node.rights.may_tell)
+        end_slide(work, node, slide, end.state, end.reason)
     crash_here("edge.before-outcome")
 
 
@@ -107,7 +108,7 @@ def record_failure(work: Work, node: Node, job: Job, code: str, *, can_retry: bo
     if failed.state.value != "quarantined":
         return False
     if job.step == "read":
-        end_slide(work, job.slide_sha256, SlideState.REJECTED, code, tell=node.rights.may_tell)
+        end_slide(work, node, job.slide_sha256, SlideState.REJECTED, code)
     else:
         details = {"reason": code}
         work.audit.append("regions-not-sent", actor=ACTOR, subject=job.slide_sha256, details=details)
@@ -127,8 +128,9 @@ def record_regions(work: Work, node: Node, job: Job, regions: Sequence[Mapping[s
         work.audit.append("regions-not-sent", actor=ACTOR, subject=slide, details=details)
         return
     work.jobs.complete(job, result={"regions": [row["sha256"] for row in regions]})
+    is_urgent = work.slides.get(slide).is_urgent
     for row in regions:
-        put_upload(work, UploadPlan("region", row["sha256"], slide, (row["n_bytes"],)), is_urgent=job.is_urgent)
+        put_upload(work, UploadPlan("region", row["sha256"], slide, (row["n_bytes"],)), is_urgent=is_urgent)
     said = [{key: row[key] for key in ("sha256", "rectangle", "mpp")} for row in regions]
     body = {"slide": slide, "bundle": bundle, "regions": said}
     put_message(work, Message(f"regions:{bundle}", "regions", slide, 0, body), slide_sha256=slide)

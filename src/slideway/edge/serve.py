@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable
 
 import uvicorn
 
+from slideway.core.errors import SlidewayError
 from slideway.edge.app import Edge
 from slideway.edge.logs import log
 from slideway.edge.web.app import create_pages
@@ -27,9 +29,14 @@ def serve_edge(edge: Edge, *, on_ready: Callable[[str], None] | None = None) -> 
     """
     try:
         return asyncio.run(_serve(edge, on_ready))
+    except SlidewayError as error:
+        log("not-started" if not edge.is_started else "failed", level=logging.ERROR, code=error.code)
+        raise
     finally:
+        was_started = edge.is_started
         is_ended = edge.stop(within_seconds=_DRAIN_SECONDS)
-        log("ended", whole=is_ended)
+        if was_started:
+            log("ended", whole=is_ended)
 
 
 async def _serve(edge: Edge, on_ready: Callable[[str], None] | None) -> int:
@@ -61,8 +68,8 @@ async def _serve(edge: Edge, on_ready: Callable[[str], None] | None) -> int:
         port = listening.getsockname()[1]
         host = f"[{own.host}]" if ":" in own.host else own.host
         url = f"http://{host}:{port}"
-        edge.note_serving(url)
         edge.start()
+        edge.note_serving(url)
         log("serving", port=port)
         if on_ready is not None:
             on_ready(url)

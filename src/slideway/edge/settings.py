@@ -13,6 +13,7 @@ from slideway.core.errors import WrongUseError
 from slideway.core.settings_file import read_sections
 
 CONFIG = "edge.toml"
+LOG_FORMS = ("text", "json")
 GB = 10**9
 MB = 10**6
 
@@ -32,6 +33,30 @@ class WatchSettings:
     poll_seconds: float = 5.0
     quiet_seconds: float = 30.0
     urgent_folders: tuple[str, ...] = ("urgent",)
+
+
+@dataclass(frozen=True)
+class EdgeOwnSettings:
+    """`[edge]`: the node itself.
+
+    Attributes:
+        log: Form of the log's lines: `text` for people, `json` for programs (one object a line).
+        ask_when_referred: Ask a specialist by itself when a slide ends as referred, if the policy lets opinions leave.
+    """
+
+    log: str = "text"
+    ask_when_referred: bool = False
+
+
+@dataclass(frozen=True)
+class IntakeSettings:
+    """`[intake]`: what a slide's file name tells.
+
+    Attributes:
+        case_pattern: Regular expression whose group `case` is the accession number in a file's name; empty for none.
+    """
+
+    case_pattern: str = ""
 
 
 @dataclass(frozen=True)
@@ -74,7 +99,7 @@ class DiskSettings:
         budget_gb: Most that this folder may hold; above it no slide is taken in, until there is room.
         min_free_gb: With less free on its disk no slide is taken in, until there is room.
         reserve_mb: A file that is given up when the disk is full, so that what is in hand can still be written down.
-        kept_days: Answers of slides that have ended are kept so long; then only what the cloud has acknowledged goes.
+        kept_days: Days of service that answers of ended slides are kept; then what the cloud has acknowledged goes.
     """
 
     folder: str = "state"
@@ -103,7 +128,7 @@ class CloudSettings:
 
     Attributes:
         status_minutes: How often the node says how it is.
-        answer_alone_after_hours: A slide that the cloud has not answered after so long ends by what the edge says.
+        answer_alone_after_hours: Without the cloud's answer for so many hours of service, the edge's opinion decides.
         bytes_per_second: Limit on what is sent; 0 for none.
         night_window: Hours for large tiers, as in `20:00-06:00`; empty for any hour.
         proxy: Address of a proxy; empty for what the environment says (`HTTPS_PROXY`).
@@ -141,7 +166,9 @@ class EdgeSettings:
 
     Attributes:
         root: Where `edge.toml` lies; relative paths begin here.
+        edge: The node itself.
         watch: Where scanners write.
+        intake: What a slide's file name tells.
         reading: How slides are read.
         disk: How much may lie here.
         policy: What may leave.
@@ -150,7 +177,9 @@ class EdgeSettings:
     """
 
     root: Path
+    edge: EdgeOwnSettings = field(default_factory=EdgeOwnSettings)
     watch: WatchSettings = field(default_factory=WatchSettings)
+    intake: IntakeSettings = field(default_factory=IntakeSettings)
     reading: ReadingSettings = field(default_factory=ReadingSettings)
     disk: DiskSettings = field(default_factory=DiskSettings)
     policy: PolicySettings = field(default_factory=PolicySettings)
@@ -171,6 +200,27 @@ class EdgeSettings:
         for name, (value, bound) in least.items():
             if value < bound:
                 raise WrongUseError(f"{name} = {value}: at least {bound}")
+        if self.edge.log not in LOG_FORMS:
+            raise WrongUseError(f"[edge] log = {self.edge.log!r}: one of {', '.join(LOG_FORMS)}")
+        _ = self.case_pattern
+
+    @property
+    def case_pattern(self) -> re.Pattern[str] | None:
+        """Where in a file's name the accession number stands; None when nowhere.
+
+        Raises:
+            WrongUseError: It is no regular expression with a group `case`.
+        """
+        text = self.intake.case_pattern
+        if not text:
+            return None
+        try:
+            pattern = re.compile(text)
+        except re.error as error:
+            raise WrongUseError(f"[intake] case_pattern: no regular expression ({error})") from error
+        if "case" not in pattern.groupindex:
+            raise WrongUseError(r"[intake] case_pattern has no group `case`; write one, as in '(?P<case>S\d\d-\d+)'")
+        return pattern
 
     @property
     def folders(self) -> tuple[Path, ...]:
@@ -227,6 +277,11 @@ class Places:
     def reserve(self) -> Path:
         """The file that is given up when the disk is full."""
         return self.folder / "reserve"
+
+    @property
+    def served(self) -> Path:
+        """For how long this node has served, in seconds."""
+        return self.folder / "served"
 
     @property
     def paused(self) -> Path:

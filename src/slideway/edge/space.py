@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,14 +16,16 @@ from slideway.edge.node import ACTOR, Node
 from slideway.edge.settings import GB, MB
 from slideway.edge.words import say_bytes
 from slideway.store.outbox import OutboxState
-from slideway.store.slides import ENDS, SlideRecord
+from slideway.store.slides import SlideRecord
 
 FreeBytes = Callable[[Path], int]
 _MEASURE_SECONDS = 30.0
 _RESUME = 1.05  # intake begins again with a little more room than it stopped at, or it would flutter
 _EVICT_FROM = 0.9
 BULK = ("bag.safetensors", "bundle.swb", "overlay.png")
-_DAY_MS = 86_400_000
+_DAY_S = 86_400
+_AT_A_TIME = 200
+_DONE = {OutboxState.ACKNOWLEDGED, OutboxState.WITHDRAWN}
 
 
 @dataclass(frozen=True)
@@ -68,6 +70,8 @@ class Space:
         self._reserve_bytes = own.reserve_mb * MB
         self._used_bytes, self._measured = 0, float("-inf")
         self._is_stopped = False
+        # Numbers of the bundles up to which every answer has gone wholly, or its bulk: they are not looked at again.
+        self._all_gone_to = self._bulk_gone_to = 0
 
     def state(self) -> DiskState:
         """How it is now."""
@@ -108,44 +112,81 @@ class Space:
     def evict(self) -> list[str]:
         """Remove answers of slides that have ended and that the cloud has durably; a scanner's file is never touched.
 
-        Those past their time go wholly; of the others, when room is needed, the bulk, oldest first.
+        Those past their time of service go wholly; of the others, when room is needed, the bulk. The order is that in
+        which their bundles were made, and the time the node's own: no computer's clock has a say in what goes.
 
         Returns:
             Hashes of the slides.
         """
-        state, now_ms = self.state(), time.time_ns() // 1_000_000
-        is_tight = bool(state.stopped_because) or state.used_bytes > _EVICT_FROM * state.budget_bytes
-        kept_ms = round(self._node.settings.disk.kept_days * _DAY_MS)
-        evicted = []
-        for slide in self._find_ended():
-            is_old = now_ms - slide.changed_ms > kept_ms
-            stage = slide.facts.get("evicted", "")
-            if stage == "all" or not (is_old or (is_tight and not stage)):
-                continue
-            self._remove(slide, everything=is_old)
-            evicted.append(slide.slide_sha256)
-            if is_tight and not is_old:
-                self.measure()
-                is_tight = bool(self.state().stopped_because) or self._used_bytes > _EVICT_FROM * state.budget_bytes
-        if evicted:
+        old = self._evict_old()
+        bulk = self._evict_bulk()
+        if old or bulk:
             self.measure()
+        return [*old, *bulk]
+
+    def _is_tight(self) -> bool:
+        state = self.state()
+        return bool(state.stopped_because) or state.used_bytes > _EVICT_FROM * state.budget_bytes
+
+    def _evict_old(self) -> list[str]:
+        """Answers that are past their time; those behind the first one that is not wait for it."""
+        kept_s, evicted, is_whole = self._node.settings.disk.kept_days * _DAY_S, [], True
+        for number, slide in self._walk_released(self._all_gone_to):
+            if slide.facts.get("evicted") != "all":
+                if not slide.is_ended or not self._is_at_cloud(slide):
+                    is_whole = False
+                    continue
+                if self._ended_for_s(slide) <= kept_s:
+                    break
+                self._remove(slide, everything=True)
+                evicted.append(slide.slide_sha256)
+            if is_whole:
+                self._all_gone_to = number
         return evicted
 
-    def _find_ended(self) -> list[SlideRecord]:
-        """Slides that have ended and whose bundle the cloud has durably, oldest first."""
-        found = []
+    def _evict_bulk(self) -> list[str]:
+        """The bulk of answers, one after the other, until there is room."""
+        evicted, is_whole = [], True
+        for number, slide in self._walk_released(self._bulk_gone_to):
+            if not slide.facts.get("evicted"):
+                if not self._is_tight():
+                    break
+                if not slide.is_ended or not self._is_at_cloud(slide):
+                    is_whole = False
+                    continue
+                self._remove(slide, everything=False)
+                evicted.append(slide.slide_sha256)
+                self.measure()
+            if is_whole:
+                self._bulk_gone_to = number
+        return evicted
+
+    def _ended_for_s(self, slide: SlideRecord) -> int:
+        """Seconds of service since it ended; where nobody knows, they begin now."""
+        served = self._node.served
+        for_s = served.since(slide.facts.get("ended_at_s"))
+        if for_s is None:
+            with self._node.store.transaction(self._node.tenant) as work:
+                work.slides.add_facts(slide.slide_sha256, {"ended_at_s": served.seconds()})
+        return for_s or 0
+
+    def _walk_released(self, after: int) -> Iterator[tuple[int, SlideRecord]]:
+        """Slides in the order in which their bundles were made, each with its bundle's number; some at a time."""
+        while True:
+            with self._node.store.reading(self._node.tenant) as work:
+                rows = work.outbox.find_released(after=after, limit=_AT_A_TIME)
+                found = [(row.number, work.slides.get(row.slide_sha256)) for row in rows if row.slide_sha256]
+            yield from found
+            if len(rows) < _AT_A_TIME:
+                return
+            after = rows[-1].number
+
+    def _is_at_cloud(self, slide: SlideRecord) -> bool:
+        """The cloud has signed for its bundle, and nothing of it waits any more."""
         with self._node.store.reading(self._node.tenant) as work:
-            for end in ENDS:
-                for slide in work.slides.find_all(state=end):
-                    if slide.facts.get("leaving") and slide.facts.get("evicted") != "all":
-                        rows = [row for row in work.outbox.find_all(slide_sha256=slide.slide_sha256) if row.blob_sha256]
-                        states = {row.state for row in rows}
-                        if OutboxState.ACKNOWLEDGED in states and states <= {
-                            OutboxState.ACKNOWLEDGED,
-                            OutboxState.WITHDRAWN,
-                        }:
-                            found.append(slide)
-        return sorted(found, key=lambda slide: slide.changed_ms)
+            rows = [row for row in work.outbox.find_all(slide_sha256=slide.slide_sha256) if row.blob_sha256]
+        states = {row.state for row in rows}
+        return OutboxState.ACKNOWLEDGED in states and states <= _DONE
 
     def _remove(self, slide: SlideRecord, *, everything: bool) -> None:
         folder = self._node.places.answers / slide.slide_sha256

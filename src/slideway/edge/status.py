@@ -12,8 +12,9 @@ from typing import Any
 
 import slideway
 from slideway.core.errors import UnknownTenantError
+from slideway.edge.consult import KIND
 from slideway.edge.node import Node
-from slideway.edge.rights import Rights
+from slideway.edge.rights import make_rights
 from slideway.edge.settings import EdgeSettings
 from slideway.edge.shelves import ALONE, open_own_store
 from slideway.edge.space import DiskState
@@ -23,6 +24,8 @@ from slideway.store.work import Work
 from slideway.sync.identity import read_endpoint
 
 _ASK_SECONDS = 3.0
+_LINE_ALARMS = ("captive", "clock", "refused", "revoked")
+_UNREADABLE = ("blob-missing", "blob-failed")
 WARNING, ALARM = "warning", "alarm"
 
 
@@ -79,6 +82,9 @@ class EdgeStatus:
         folders: The watched folders.
         not_taken: Settled slides that there is no room for.
         encoder: Model that slides are read with.
+        questions: Questions to specialists, by how far they have come.
+        questions_waiting: Of these, questions that have not reached the cloud yet.
+        unreadable: Things in the outbox whose file cannot be read here: they wait until it can.
         attention: (kind, sentence) of what a person should see to.
     """
 
@@ -107,6 +113,9 @@ class EdgeStatus:
     folders: tuple[Folder, ...]
     not_taken: int
     encoder: str
+    questions: Mapping[str, int] = field(default_factory=dict)
+    questions_waiting: int = 0
+    unreadable: int = 0
     attention: tuple[tuple[str, str], ...] = field(default_factory=tuple)
 
     def as_json(self) -> dict[str, Any]:
@@ -164,19 +173,21 @@ def gather_status(work: Work, node: Node, now: Momentary, *, is_serving: bool = 
     outbox, slides = work.outbox.counts(), work.slides.counts()
     waiting = outbox[OutboxState.WAITING] + outbox[OutboxState.SENT]
     now_ms = time.time_ns() // 1_000_000
-    oldest = min((row.created_ms for row in work.outbox.find_open(peer="cloud", limit=500)), default=None)
+    oldest = work.outbox.oldest_open_ms(peer="cloud")
+    reasons = work.outbox.count_reasons(peer="cloud")
     out = work.bytes.total(direction="out").total_bytes
     came = work.bytes.total(direction="in").total_bytes
+    endpoint = read_endpoint(node.places.endpoint) if node.rights.is_enrolled else None
     found = EdgeStatus(
         version=slideway.__version__,
         tenant=node.tenant,
-        node=read_endpoint(node.places.endpoint).node if node.rights.is_enrolled else "",
+        node="" if endpoint is None else endpoint.node,
         is_serving=is_serving,
         slides={state.value: count for state, count in slides.items()},
         reading=now.reading,
         reading_waits=now.reading_waits,
         is_paused=node.is_paused,
-        line=now.line if node.rights.is_enrolled else "none",
+        line="none" if endpoint is None else now.line if endpoint.url else "stick",
         line_seconds=now.line_seconds,
         line_reason=now.line_reason,
         retry_seconds=now.retry_seconds,
@@ -185,7 +196,7 @@ def gather_status(work: Work, node: Node, now: Momentary, *, is_serving: bool = 
         oldest_seconds=None if oldest is None else max(0.0, (now_ms - oldest) / 1000),
         sent_bytes=out,
         received_bytes=came,
-        slide_bytes=sum(slide.size_bytes for slide in work.slides.find_all()),
+        slide_bytes=work.slides.total_bytes(),
         may_leave=right.level.word,
         policy_reason=right.reason,
         disk=now.disk,
@@ -193,6 +204,9 @@ def gather_status(work: Work, node: Node, now: Momentary, *, is_serving: bool = 
         folders=now.folders,
         not_taken=now.not_taken,
         encoder=settings.reading.encoder,
+        questions={state.value: count for state, count in work.consultations.counts().items()},
+        questions_waiting=work.outbox.count_open(kind=KIND),
+        unreadable=sum(reasons.get(code, 0) for code in _UNREADABLE),
     )
     return EdgeStatus(**{**vars(found), "attention": tuple(find_attention(found))})
 
@@ -212,8 +226,16 @@ def find_attention(status: EdgeStatus) -> list[tuple[str, str]]:
         told.append((ALARM, f"Nothing can be written down: {say_reason(status.store_waits)}."))
     if status.reading_waits:
         told.append((ALARM, f"No slide is read: {say_reason(status.reading_waits)}."))
-    if status.line in ("captive", "refused", "revoked"):
+    if status.line in _LINE_ALARMS:
         told.append((ALARM, f"The line: {LINES[status.line]}."))
+    if status.unreadable:
+        told.append(
+            (
+                ALARM,
+                f"{_count(status.unreadable, 'thing')} cannot leave, for the file in state/outgoing cannot be read; "
+                "the others go on. Check the disk and the rights of that folder.",
+            )
+        )
     if status.is_paused:
         told.append((WARNING, "Reading is paused by the cloud's operator."))
     for folder in status.folders:
@@ -235,6 +257,7 @@ def describe(status: EdgeStatus) -> list[str]:
         *_say_slides(status),
         _say_line(status),
         *_say_outbox(status),
+        *_say_questions(status),
         _say_policy(status),
         *_say_disk(status),
     ]
@@ -261,10 +284,15 @@ def _say_slides(status: EdgeStatus) -> list[str]:
 def _say_line(status: EdgeStatus) -> str:
     if not status.is_serving:
         return "Line: not known; this node does not serve now (`slideway edge serve`)."
-    since = "" if status.line_seconds is None or status.line == "none" else f" (for {say_since(status.line_seconds)})"
+    since = (
+        ""
+        if status.line_seconds is None or status.line in ("none", "stick")
+        else f" (for {say_since(status.line_seconds)})"
+    )
     retry = f"; tried again in {say_since(status.retry_seconds)}" if status.retry_seconds >= 1 else ""
-    goes_on = "; reading goes on without it" if status.line in ("down", "captive", "refused", "revoked") else ""
-    return f"Line: {LINES.get(status.line, status.line)}{since}{retry}{goes_on}."
+    goes_on = "; reading goes on without it" if status.line in ("down", *_LINE_ALARMS) else ""
+    says = f" It says: {status.line_reason.rstrip('.')}." if status.line in _LINE_ALARMS and status.line_reason else ""
+    return f"Line: {LINES.get(status.line, status.line)}{since}{retry}{goes_on}.{says}"
 
 
 def _say_outbox(status: EdgeStatus) -> list[str]:
@@ -281,6 +309,15 @@ def _say_outbox(status: EdgeStatus) -> list[str]:
             f"{say_bytes(status.slide_bytes)}."
         )
     return lines
+
+
+def _say_questions(status: EdgeStatus) -> list[str]:
+    asked, taken, answered = (status.questions.get(state, 0) for state in ("open", "taken", "answered"))
+    if not asked + taken + answered:
+        return []
+    waiting = min(status.questions_waiting, asked)  # an answer may come before the receipt
+    waits = f" ({waiting} not at the cloud yet)" if waiting else ""
+    return [f"Questions to specialists: {asked} asked{waits}, {taken} taken, {answered} answered."]
 
 
 def _say_policy(status: EdgeStatus) -> str:
@@ -308,7 +345,7 @@ def ask_status(settings: EdgeSettings) -> dict[str, Any]:
         return found
     places = settings.places
     tenant = read_endpoint(places.endpoint).tenant if places.endpoint.exists() else ALONE
-    rights = Rights(settings.policy_file, settings.policy.receiver, places.endpoint)
+    rights = make_rights(settings)
     try:
         with open_own_store(places, read_only=True) as store, store.reading(tenant) as work:
             looked_at = Node(settings, store, tenant, rights, outgoing=None, model="")  # type: ignore[arg-type]

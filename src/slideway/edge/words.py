@@ -51,13 +51,22 @@ STATES = {
     "rejected": "rejected",
 }
 
+QUESTIONS = {
+    "open": "asked",
+    "taken": "taken",
+    "answered": "answered",
+    "withdrawn": "taken back",
+}
+
 LINES = {
     "none": "no cloud: this node is not enrolled",
+    "stick": "none: what waits leaves on a stick, by `slideway edge export FOLDER`",
     "unknown": "not tried yet",
     "up": "up",
     "down": "down: nobody answers",
     "captive": "blocked: somebody else answers, a login page or a proxy",
     "refused": "the cloud refuses",
+    "clock": "this computer's clock is wrong, so the cloud's certificate seems not to be valid: set the clock",
     "revoked": "the cloud has shut this node out; ask its operator",
 }
 

@@ -16,9 +16,10 @@ from typing import Any
 from slideway.core.crash import crash_here
 from slideway.core.errors import FullStoreError, LeaseLostError, StoreError
 from slideway.edge.logs import log
-from slideway.edge.node import READ, REGIONS, Node
+from slideway.edge.node import READ, REGIONS, Node, case_of
 from slideway.edge.outcome import FINAL, NODES_FAULT, record_failure, record_reading, record_regions
 from slideway.store.jobs import Job
+from slideway.store.slides import SlideRecord
 
 _POLL_SECONDS = 5.0
 _FAULT_PAUSE_SECONDS = 30.0
@@ -127,8 +128,8 @@ class Crew:
             self._node.has_work.clear()
 
     def _do(self, job: Job) -> None:
-        path, code = self._find_slide(job)
-        told = Told(code=code) if path is None else self._run_child(job, path)
+        slide, path, code = self._find_slide(job)
+        told = Told(code=code) if path is None else self._run_child(job, path, case_of(slide))
         try:
             if told.done is not None:
                 crash_here("edge.after-read")
@@ -204,19 +205,20 @@ class Crew:
         except (StoreError, LeaseLostError) as error:
             log("not-given-back", code=error.code)  # the lease ends by itself
 
-    def _find_slide(self, job: Job) -> tuple[Path | None, str]:
-        """Where the slide lies now, or why it cannot be read."""
+    def _find_slide(self, job: Job) -> tuple[SlideRecord, Path | None, str]:
+        """The slide, and where it lies now, or why it cannot be read."""
         with self._node.store.reading(self._node.tenant) as work:
-            places = [Path(place) for place in work.slides.get(job.slide_sha256).facts.get("places", {})]
+            slide = work.slides.get(job.slide_sha256)
+        places = [Path(place) for place in slide.facts.get("places", {})]
         for path in places:
             try:
                 if path.exists():
-                    return path, ""
+                    return slide, path, ""
             except OSError:
                 continue
-        return None, _AWAY if any(self._is_away(path) for path in places) else _GONE
+        return slide, None, _AWAY if any(self._is_away(path) for path in places) else _GONE
 
-    def _run_child(self, job: Job, path: Path) -> Told:
+    def _run_child(self, job: Job, path: Path, case: str) -> Told:
         own = self._node.settings.reading
         order = {
             "step": job.step,
@@ -232,6 +234,7 @@ class Crew:
             "profile": own.profile,
             "heads": list(own.heads) or None,
             "site": own.site,
+            "case": case,
             "estimate_mpp": own.estimate_mpp,
             "rectangles": job.payload.get("rectangles", []),
         }

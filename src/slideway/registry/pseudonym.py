@@ -28,16 +28,19 @@ def pseudonym_secret_path() -> Path:
     return keys_folder() / _FILE
 
 
-def load_pseudonym_secret() -> bytes:
+def load_pseudonym_secret(folder: Path | None = None) -> bytes:
     """This site's secret, 32 random bytes, made and kept (mode 0600) on first use.
 
     Whoever has it can test guesses of accession numbers; if it is lost, later slides of a case get another pseudonym.
+
+    Args:
+        folder: Where it lies; None for the user's own keys.
 
     Raises:
         WrongUseError: It is damaged, or other users may read it.
         OutputError: It cannot be written.
     """
-    path = pseudonym_secret_path()
+    path = pseudonym_secret_path() if folder is None else folder / _FILE
     secret = read_secret(path, "pseudonym secret")
     if secret is None:
         keep_secret(path, secrets.token_bytes(_SECRET_BYTES))
@@ -70,8 +73,13 @@ def make_pseudonym(secret: bytes, accession_number: str) -> str:
         >>> make_pseudonym(bytes(32), "A26-1") == make_pseudonym(bytes(32), " A26-1 ")
         True
     """
-    number = unicodedata.normalize("NFC", accession_number).strip()
+    number = write_alike(accession_number)
     if not number:
         raise WrongUseError("the accession number is empty; leave it out where there is none")
     digest = hmac.new(secret, _MADE_FOR + number.encode(), hashlib.sha256).digest()
     return base64.b32encode(digest).decode()[:LETTERS]
+
+
+def write_alike(accession_number: str) -> str:
+    """An accession number as it is compared: without spaces around it, accents composed (NFC)."""
+    return unicodedata.normalize("NFC", accession_number).strip()

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 
-from sqlalchemy import Connection, select, update
+from sqlalchemy import Connection, bindparam, select, update
 
 from slideway.core.errors import BrokenChainError
 from slideway.store.facet import Clock, Facet, hash_json
@@ -17,6 +17,18 @@ Detail = str | int | bool | None
 
 # Ids, codes and hashes have no spaces; names, diagnoses and addresses do. A fence against the common slip, not a proof.
 _TOKEN = re.compile(r"[A-Za-z0-9_.:/+=@*-]{0,256}")
+
+_HOLD_HEAD = (
+    select(AUDIT_HEADS.c.sequence, AUDIT_HEADS.c.sha256)
+    .where(AUDIT_HEADS.c.tenant == bindparam("own_tenant"))
+    .with_for_update()
+)
+_MOVE_HEAD = (
+    update(AUDIT_HEADS)
+    .where(AUDIT_HEADS.c.tenant == bindparam("own_tenant"))
+    .values(sequence=bindparam("new_sequence"), sha256=bindparam("new_sha256"))
+)
+_ADD = AUDIT.insert()
 
 
 @dataclass(frozen=True)
@@ -92,19 +104,23 @@ class Audit(Facet):
         if not self._to_write:
             return
         entries, self._to_write = self._to_write, []
-        self._insert(AUDIT_HEADS, sequence=0, sha256=START)
-        mine = AUDIT_HEADS.c.tenant == self._own
-        head = self._connection.execute(
-            select(AUDIT_HEADS.c.sequence, AUDIT_HEADS.c.sha256).where(mine).with_for_update()
-        ).one()
-        sequence, last = int(head.sequence), str(head.sha256)
+        head = self._hold_head()
+        if head is None:  # the first entry of all
+            self._insert(AUDIT_HEADS, sequence=0, sha256=START)
+            head = self._hold_head()
+            assert head is not None
+        sequence, last = head
         for entry in entries:
             sequence += 1
             entry |= {"sequence": sequence, "previous_sha256": last}
             last = hash_json(entry)
             entry["sha256"] = last
-        self._connection.execute(AUDIT.insert(), entries)
-        self._connection.execute(update(AUDIT_HEADS).where(mine).values(sequence=sequence, sha256=last))
+        self._connection.execute(_ADD, entries)
+        self._connection.execute(_MOVE_HEAD, {"own_tenant": self._own, "new_sequence": sequence, "new_sha256": last})
+
+    def _hold_head(self) -> tuple[int, str] | None:
+        row = self._connection.execute(_HOLD_HEAD, {"own_tenant": self._own}).first()
+        return None if row is None else (int(row.sequence), str(row.sha256))
 
     def entries(self, *, after: int = 0) -> Iterator[AuditEntry]:
         """Entries in their order, behind a sequence, one by one: there may be many."""

@@ -80,6 +80,7 @@ class Blobs:
 
     def __init__(self, place: ObjectStore, *, folder: Path | None) -> None:
         self._place, self._folder = place, folder
+        self._synced_folders: set[Path] = set()
 
     def put(self, tenant: str, source: Path | bytes, sha256: str) -> None:
         """Keep bytes under their hash: when this returns they are durably there, before that they cannot be seen.
@@ -196,8 +197,11 @@ class Blobs:
         with _in_our_words(key):
             obstore.rename(self._place, aside, key)
         parent = (self._folder / key).parent
-        for folder in (parent, parent.parent, self._folder):
-            sync_folder(folder)
+        sync_folder(parent)
+        if parent not in self._synced_folders:  # once: from then on it is there
+            sync_folder(parent.parent)
+            sync_folder(self._folder)
+            self._synced_folders.add(parent)
 
 
 def _key(tenant: str, sha256: str) -> str:

@@ -9,7 +9,7 @@ from typing import Literal
 from sqlalchemy import ColumnElement, func, select
 
 from slideway.store.facet import Facet
-from slideway.store.schema import BYTES
+from slideway.store.schema import BYTE_SUMS, BYTES
 
 Direction = Literal["out", "in"]
 By = Literal["slide", "tier", "direction", "peer", "transport", "tenant"]
@@ -125,14 +125,34 @@ class ByteLedger(Facet):
     def total(
         self, *, slide_sha256: str | None = None, direction: Direction | None = None, since_ms: int = 0
     ) -> ByteTotal:
-        """The sum of all that fits; zeros when nothing does."""
+        """The sum of all that fits; zeros when nothing does. Of all slides and times it costs a row for each peer."""
+        if slide_sha256 is None and not since_ms:
+            return self._total_of_peers(direction)
         sums = func.sum(BYTES.c.payload_bytes), func.sum(BYTES.c.overhead_bytes), func.count()
         row = self._connection.execute(select(*sums).where(*self._where(slide_sha256, direction, since_ms))).one()
         return ByteTotal(int(row[0] or 0), int(row[1] or 0), int(row[2]))
 
+    def sums_by_peer(self, *, direction: Direction) -> dict[tuple[str, str], ByteTotal]:
+        """All that ever went one way, by (tenant, peer): as many rows as there are peers, however long the ledger is.
+
+        In the transaction of all, over all tenants.
+        """
+        columns = [BYTE_SUMS.c[name] for name in ("tenant", "peer", "payload_bytes", "overhead_bytes", "entries")]
+        statement = select(*columns).where(self._mine(BYTE_SUMS), BYTE_SUMS.c.direction == direction)
+        return {
+            (row.tenant, row.peer): ByteTotal(int(row.payload_bytes), int(row.overhead_bytes), int(row.entries))
+            for row in self._connection.execute(statement)
+        }
+
     def entries(self, *, slide_sha256: str | None = None, since_ms: int = 0) -> Iterator[ByteEntry]:
         """Entries in the order in which they were noted, one by one: there may be many."""
         return self._walk(ByteEntry, BYTES, "number", *self._where(slide_sha256, None, since_ms))
+
+    def _total_of_peers(self, direction: Direction | None) -> ByteTotal:
+        sums = [func.sum(BYTE_SUMS.c[name]) for name in ("payload_bytes", "overhead_bytes", "entries")]
+        where = [self._mine(BYTE_SUMS), *([] if direction is None else [BYTE_SUMS.c.direction == direction])]
+        row = self._connection.execute(select(*sums).where(*where)).one()
+        return ByteTotal(int(row[0] or 0), int(row[1] or 0), int(row[2] or 0))
 
     def _where(self, slide_sha256: str | None, direction: str | None, since_ms: int) -> list[ColumnElement[bool]]:
         where = [self._mine(BYTES), BYTES.c.at_ms >= since_ms]

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
 
-from slideway.core.errors import ConflictError
+from slideway.core.errors import ConflictError, UnknownRecordError
 from slideway.store.facet import Facet
 from slideway.store.schema import BLOCKS, CASES, SPECIMENS
 
@@ -58,10 +59,17 @@ class Cases(Facet):
         Raises:
             ConflictError: The case has another accession number, or the number belongs to another case.
         """
-        self._insert(
-            CASES, case_id=case_id, accession=accession, site=site, is_urgent=is_urgent, created_ms=self._clock()
-        )
-        case = self.find(case_id)
+        case: Case | None = None
+        with suppress(UnknownRecordError):  # not inserted, and not under this id: its number is another's
+            case, _ = self._add(
+                Case,
+                CASES,
+                {"case_id": case_id},
+                accession=accession,
+                site=site,
+                is_urgent=is_urgent,
+                created_ms=self._clock(),
+            )
         if case is None or (accession is not None and case.accession != accession):
             raise ConflictError(
                 f"case {case_id}: the accession number belongs to another case, or the case has another"

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
+from sqlalchemy import ColumnElement, func, select
+
 from slideway.core.errors import ConflictError, TransitionError
 from slideway.store.facet import Facet, hash_json
 from slideway.store.schema import CONSULTATIONS
@@ -39,7 +41,7 @@ class Consultation:
         answer: The answer; None until then.
         asked_ms: When it was asked.
         due_ms: By when it should be answered.
-        changed_ms: When it was last changed.
+        changed_ms: When it was last changed; later than any change before, also where the clock was set back.
     """
 
     tenant: str
@@ -154,6 +156,15 @@ class Consultations(Facet):
         where = self._key(CONSULTATIONS, slide_sha256=slide_sha256)
         return self._list(Consultation, CONSULTATIONS, where, order=[CONSULTATIONS.c.asked_ms.asc()])
 
+    def states_of(self, slides: Sequence[str]) -> dict[str, set[ConsultationState]]:
+        """How far the questions on some slides have come; a slide without one is not in the answer."""
+        where = (self._mine(CONSULTATIONS), CONSULTATIONS.c.slide_sha256.in_(slides))
+        statement = select(CONSULTATIONS.c.slide_sha256, CONSULTATIONS.c.state).where(*where).distinct()
+        found: dict[str, set[ConsultationState]] = {}
+        for sha256, state in self._connection.execute(statement):
+            found.setdefault(str(sha256), set()).add(ConsultationState(state))
+        return found
+
     def find_open(
         self, *, organs: Sequence[str] = (), centre: str = "", limit: int | None = None
     ) -> list[Consultation]:
@@ -170,11 +181,41 @@ class Consultations(Facet):
         order = [CONSULTATIONS.c.is_urgent.desc(), CONSULTATIONS.c.due_ms.asc(), CONSULTATIONS.c.consultation_id.asc()]
         return self._list(Consultation, CONSULTATIONS, *where, order=order, limit=limit)
 
-    def find_overdue(self) -> list[Consultation]:
-        """What should have been answered by now, longest first."""
+    def find_taken(self, specialist: str, *, limit: int | None = None) -> list[Consultation]:
+        """What a specialist has taken and not answered yet: urgent first, then by the time it is due."""
+        where = [CONSULTATIONS.c.state == ConsultationState.TAKEN.value, CONSULTATIONS.c.specialist == specialist]
+        order = [CONSULTATIONS.c.is_urgent.desc(), CONSULTATIONS.c.due_ms.asc(), CONSULTATIONS.c.consultation_id.asc()]
+        return self._list(Consultation, CONSULTATIONS, *where, order=order, limit=limit)
+
+    def count_open(self) -> dict[str, int]:
+        """How many wait for a specialist, by organ."""
+        is_open = CONSULTATIONS.c.state == ConsultationState.OPEN.value
+        statement = select(CONSULTATIONS.c.organ, func.count()).where(self._mine(CONSULTATIONS), is_open)
+        return {str(row[0]): int(row[1]) for row in self._connection.execute(statement.group_by(CONSULTATIONS.c.organ))}
+
+    def counts(self) -> dict[ConsultationState, int]:
+        """How many consultations are where; every state is named."""
+        statement = select(CONSULTATIONS.c.state, func.count()).where(self._mine(CONSULTATIONS))
+        found = {row[0]: int(row[1]) for row in self._connection.execute(statement.group_by(CONSULTATIONS.c.state))}
+        return {state: found.get(state.value, 0) for state in ConsultationState}
+
+    def find_recent(self, *, limit: int) -> list[Consultation]:
+        """What was asked last, newest first."""
+        order = [CONSULTATIONS.c.asked_ms.desc(), CONSULTATIONS.c.consultation_id.asc()]
+        return self._list(Consultation, CONSULTATIONS, order=order, limit=limit)
+
+    def find(self, consultation_id: str) -> Consultation | None:
+        """The consultation of an id, or None."""
+        return self._find(Consultation, CONSULTATIONS, self._key(CONSULTATIONS, consultation_id=consultation_id))
+
+    def count_overdue(self) -> int:
+        """How many should have been answered by now."""
+        statement = select(func.count()).where(self._mine(CONSULTATIONS), *self._overdue())
+        return int(self._connection.execute(statement).scalar_one())
+
+    def _overdue(self) -> list[ColumnElement[bool]]:
         unanswered = CONSULTATIONS.c.state.in_([ConsultationState.OPEN.value, ConsultationState.TAKEN.value])
-        where = [unanswered, CONSULTATIONS.c.due_ms < self._clock()]
-        return self._list(Consultation, CONSULTATIONS, *where, order=[CONSULTATIONS.c.due_ms.asc()])
+        return [unanswered, CONSULTATIONS.c.due_ms < self._clock()]
 
     def _of(self, consultation_id: str, specialist: str) -> Consultation:
         kept = self.get(consultation_id)
@@ -189,5 +230,7 @@ class Consultations(Facet):
                 + (f" by {kept.specialist}" if kept.specialist else "")
             )
         here = self._key(CONSULTATIONS, consultation_id=kept.consultation_id, state=kept.state.value)
-        if self._change(CONSULTATIONS, here, changed_ms=self._clock(), **values) != 1:
+        # It only grows, whatever the clock does: who hears of two changes knows by it which is the newer.
+        changed_ms = max(self._clock(), kept.changed_ms + 1)
+        if self._change(CONSULTATIONS, here, changed_ms=changed_ms, **values) != 1:
             raise ConflictError(f"consultation {kept.consultation_id} was changed by someone else just now; look again")

@@ -264,7 +264,7 @@ def _prepare(store: Store, *, migrate: bool) -> None:
         if place.back_up is None:
             raise OlderStoreError(
                 f"{store.name}: {_say(found)} and will be migrated to {SCHEMA[0]}.{SCHEMA[1]}; make a backup with "
-                "pg_dump and say so (allow_without_backup), or give a function that makes one"
+                "pg_dump, then say so: `slideway cloud serve --have-backup` (in Python: allow_without_backup)"
             )
         place.back_up(found)
     _run_migration(store)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import fields
 from functools import lru_cache
 from typing import Any, TypeVar
@@ -94,6 +94,26 @@ class Facet:
         row = self._connection.execute(statement, values).first()
         return None if row is None else _as_record(record, row)
 
+    def _add(self, record: type[Record], table: Table, key: Mapping[str, Any], **values: Any) -> tuple[Record, bool]:
+        """Insert a row of this tenant, or find the one of its key; whether it is new. One statement where it is."""
+        made_for: Any = record
+        statement = _insert_returning(made_for, table, self._connection.dialect.name)
+        row = self._connection.execute(statement, {"tenant": self._own, **key, **values}).first()
+        return (self._get(record, table, **key), False) if row is None else (_as_record(record, row), True)
+
+    def _replace(self, record: type[Record], table: Table, key: Mapping[str, Any], **values: Any) -> Record | None:
+        """Update the row of a key of this tenant; what it is then, or None when no row fits.
+
+        The key may name more than the primary one: what the row must still be. The statement is made once.
+        """
+        made_for: Any = record
+        statement = _update_returning(made_for, table, tuple(key), tuple(values))
+        bound = {"own_tenant": self._own} | {f"key_{name}": value for name, value in key.items()}
+        row = self._connection.execute(
+            statement, bound | {f"new_{name}": value for name, value in values.items()}
+        ).first()
+        return None if row is None else _as_record(record, row)
+
     def _get(self, record: type[Record], table: Table, **key: Any) -> Record:
         """The row of a key; an error that names the table and the key when it is not there."""
         found = self._find_key(record, table, lock=not self._is_reading, **key)
@@ -142,10 +162,23 @@ def _select_one(record: type[Any], table: Table, names: tuple[str, ...], lock: b
 
 
 @lru_cache(maxsize=64)
+def _insert_returning(record: type[Any], table: Table, dialect: str) -> Any:
+    return _insert_once(table, dialect).returning(*(table.c[field.name] for field in fields(record)))
+
+
+@lru_cache(maxsize=256)
+def _update_returning(record: type[Any], table: Table, key: tuple[str, ...], names: tuple[str, ...]) -> Any:
+    here = [table.c[name] == bindparam(f"key_{name}", type_=table.c[name].type) for name in key]
+    values = {name: bindparam(f"new_{name}", type_=table.c[name].type) for name in names}
+    statement = update(table).where(table.c.tenant == bindparam("own_tenant"), *here).values(values)
+    return statement.returning(*(table.c[field.name] for field in fields(record)))
+
+
+@lru_cache(maxsize=64)
 def _insert_once(table: Table, dialect: str) -> Insert:
     insert = insert_postgresql if dialect == "postgresql" else insert_sqlite
     return insert(table).on_conflict_do_nothing()
 
 
-def _as_record(record: type[Record], row: Row[Any]) -> Record:
-    return record(**row._mapping)
+def _as_record(record: Callable[..., Record], row: Row[Any]) -> Record:
+    return record(*row)  # columns were selected in the order of its fields

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from sqlalchemy import func, select
+from sqlalchemy import bindparam, func, select
 
 from slideway.core.errors import ConflictError
 from slideway.store.facet import Facet, hash_json
 from slideway.store.schema import INBOX
+
+_KNOWN = select(INBOX.c.message_id).where(
+    INBOX.c.tenant == bindparam("own_tenant"),
+    INBOX.c.sender == bindparam("own_sender"),
+    INBOX.c.message_id.in_(bindparam("ids", expanding=True)),
+)
 
 
 @dataclass(frozen=True)
@@ -72,23 +79,32 @@ class Inbox(Facet):
         Raises:
             ConflictError: The sender used the id for other content.
         """
-        receipt = hash_json([self._own, sender, message_id, sha256])
-        is_new = self._insert(
+        message, is_new = self.add(sender, message_id, kind=kind, sha256=sha256, sequence=sequence, subject=subject)
+        newest = self._newest(message)
+        return Acceptance(message.receipt, is_new, message.sequence >= newest)
+
+    def add(
+        self, sender: str, message_id: str, *, kind: str, sha256: str, sequence: int = 0, subject: str = ""
+    ) -> tuple[InboxMessage, bool]:
+        """As `accept`, for what nothing newer can come before; the message, and whether it is new.
+
+        Raises:
+            ConflictError: The sender used the id for other content.
+        """
+        message, is_new = self._add(
+            InboxMessage,
             INBOX,
-            sender=sender,
-            message_id=message_id,
+            {"sender": sender, "message_id": message_id},
             kind=kind,
             subject=subject,
             sequence=sequence,
             sha256=sha256,
-            receipt=receipt,
+            receipt=hash_json([self._own, sender, message_id, sha256]),
             received_ms=self._clock(),
         )
-        message = self.get(sender, message_id)
         if message.sha256 != sha256:
             raise ConflictError(f"inbox: {message_id} of {sender} came before with other content; it was not accepted")
-        newest = self._newest(message)
-        return Acceptance(message.receipt, is_new, message.sequence >= newest)
+        return message, is_new
 
     def get(self, sender: str, message_id: str) -> InboxMessage:
         """The message of a sender's id."""
@@ -97,6 +113,11 @@ class Inbox(Facet):
     def find(self, sender: str, message_id: str) -> InboxMessage | None:
         """The message of a sender's id, or None."""
         return self._find_key(InboxMessage, INBOX, sender=sender, message_id=message_id)
+
+    def find_known(self, sender: str, message_ids: Sequence[str]) -> set[str]:
+        """Which of these came before."""
+        values = {"own_tenant": self._own, "own_sender": sender, "ids": list(message_ids)}
+        return {row[0] for row in self._connection.execute(_KNOWN, values)}
 
     def find_all(self, *, sender: str | None = None, limit: int | None = None) -> list[InboxMessage]:
         """Messages in the order in which they came."""

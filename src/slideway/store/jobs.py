@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -12,12 +13,15 @@ from sqlalchemy import ColumnElement, and_, func, or_, select
 
 from slideway.core.errors import ConflictError, LeaseLostError
 from slideway.store.facet import Facet, hash_json
-from slideway.store.schema import JOBS, canonical_json
+from slideway.store.schema import JOBS, TENANTS, canonical_json
 
 FIRST_WAIT_MS = 5_000
 LONGEST_WAIT_MS = 3_600_000
 # A row written this far in the future was written by a clock that has since been set back: it is not waited for.
 CLOCK_SLACK_MS = 300_000
+
+
+_CHANCE = random.Random()  # noqa: S311  # whose turn it is among equals, no secret
 
 
 class JobState(StrEnum):
@@ -104,9 +108,10 @@ class Jobs(Facet):
         """
         job_id = name_job(self._own, slide_sha256, step, model)
         now = self._clock()
-        self._insert(
+        job, _ = self._add(
+            Job,
             JOBS,
-            job_id=job_id,
+            {"job_id": job_id},
             slide_sha256=slide_sha256,
             step=step,
             model=model,
@@ -119,7 +124,7 @@ class Jobs(Facet):
             created_ms=now,
             changed_ms=now,
         )
-        return self.get(job_id)
+        return job
 
     def get(self, job_id: str) -> Job:
         """The job of an id."""
@@ -129,10 +134,17 @@ class Jobs(Facet):
         """The job of a slide, step and model, or None."""
         return self._find(Job, JOBS, self._key(JOBS, job_id=name_job(self._own, slide_sha256, step, model)))
 
+    def find_of(self, slides: Sequence[str], step: str, *, model: str = "") -> dict[str, Job]:
+        """The jobs of some slides with one step and model, by slide."""
+        names = [name_job(self._own, sha256, step, model) for sha256 in slides]
+        return {job.slide_sha256: job for job in self._list(Job, JOBS, JOBS.c.job_id.in_(names))}
+
     def lease(self, worker: str, *, seconds: float, steps: Sequence[str] = ()) -> Job | None:
         """Take the most pressing job for a time; None when there is nothing to do.
 
-        Urgent first, then by priority, then oldest first. A job whose lease ran out is taken again, with a higher
+        Urgent first, then by priority, then oldest first. In the transaction of all, tenants take turns within one
+        urgency and priority, so that one with ten thousand slides does not hold up the others: first who has the fewest
+        in hand, among equals by chance. A job whose lease ran out is taken again, with a higher
         fence, unless its attempts are used up: see `quarantine_spent`. On PostgreSQL workers never wait for each other.
 
         Args:
@@ -140,13 +152,11 @@ class Jobs(Facet):
             seconds: How long it may take until the first heartbeat.
             steps: Only these; empty for all.
         """
-        where = [self._is_due(), JOBS.c.attempts < JOBS.c.attempts_allowed]
+        where = [JOBS.c.attempts < JOBS.c.attempts_allowed]
         where += [JOBS.c.step.in_(steps)] if steps else []
-        order = [JOBS.c.is_urgent.desc(), JOBS.c.priority.asc(), JOBS.c.created_ms.asc(), JOBS.c.job_id.asc()]
-        found = self._list(Job, JOBS, *where, order=order, limit=1, skip_locked=True)
-        if not found:
+        job, now = self._choose(where), self._clock()
+        if job is None:
             return None
-        job, now = found[0], self._clock()
         here = and_(JOBS.c.tenant == job.tenant, JOBS.c.job_id == job.job_id)
         self._change(
             JOBS,
@@ -218,14 +228,22 @@ class Jobs(Facet):
         self._settle(job, state=JobState.WAITING.value, attempts=job.attempts - 1, worker=None, leased_until_ms=None)
         return self.get(job.job_id)
 
-    def quarantine_spent(self, *, reason: str = "worker-stopped") -> list[Job]:
+    def find_spent(self) -> list[Job]:
+        """Jobs whose last allowed attempt ran out without an answer; in the transaction of all, of all tenants."""
+        return self._list(Job, JOBS, self._is_spent(), order=[JOBS.c.tenant.asc(), JOBS.c.job_id.asc()])
+
+    def quarantine_spent(self, *, reason: str = "worker-stopped", job_id: str = "") -> list[Job]:
         """Quarantine jobs whose last allowed attempt ran out without an answer, as when a slide kills every worker.
+
+        Args:
+            reason: A code, where no attempt left one.
+            job_id: Only this job; empty for all.
 
         Returns:
             Them, for the caller to refer or reject their slides in the same transaction (invariant I1).
         """
-        spent = and_(JOBS.c.state == JobState.LEASED.value, self._is_due(), JOBS.c.attempts >= JOBS.c.attempts_allowed)
-        jobs = self._list(Job, JOBS, spent, order=[JOBS.c.tenant.asc(), JOBS.c.job_id.asc()], skip_locked=True)
+        where = [self._is_spent(), *([JOBS.c.job_id == job_id] if job_id else [])]
+        jobs = self._list(Job, JOBS, *where, order=[JOBS.c.tenant.asc(), JOBS.c.job_id.asc()], skip_locked=True)
         for job in jobs:
             here = and_(JOBS.c.tenant == job.tenant, JOBS.c.job_id == job.job_id)
             self._change(
@@ -245,20 +263,16 @@ class Jobs(Facet):
         leased = JOBS.c.state == JobState.LEASED.value
         return self._change(JOBS, leased, leased_until_ms=0, changed_ms=self._clock())
 
-    def release_from_quarantine(self, job_id: str) -> Job:
-        """Let a person try a quarantined job again, with all its attempts."""
-        job = self.get(job_id)
-        if job.state is not JobState.QUARANTINED:
-            raise ConflictError(f"job {job.step} of slide {job.slide_sha256[:12]} is {job.state}, not quarantined")
-        here = self._key(JOBS, job_id=job_id)
-        self._change(JOBS, here, state=JobState.WAITING.value, attempts=0, not_before_ms=0, changed_ms=self._clock())
-        return self.get(job_id)
-
     def find_all(self, *, state: JobState | None = None, limit: int | None = None) -> list[Job]:
         """Jobs, urgent first, then by priority, then oldest first."""
         where = [] if state is None else [JOBS.c.state == state.value]
         order = [JOBS.c.is_urgent.desc(), JOBS.c.priority.asc(), JOBS.c.created_ms.asc(), JOBS.c.job_id.asc()]
         return self._list(Job, JOBS, *where, order=order, limit=limit)
+
+    def make_urgent(self, slide_sha256: str, *, is_urgent: bool = True) -> int:
+        """Put what is still to be done for a slide before all others, or back among them; how many jobs."""
+        is_open = JOBS.c.state.in_([JobState.WAITING.value, JobState.LEASED.value])
+        return self._change(JOBS, and_(self._key(JOBS, slide_sha256=slide_sha256), is_open), is_urgent=is_urgent)
 
     def counts(self) -> dict[JobState, int]:
         """How many jobs are where; every state is named."""
@@ -266,14 +280,74 @@ class Jobs(Facet):
         found = {row[0]: int(row[1]) for row in self._connection.execute(statement)}
         return {state: found.get(state.value, 0) for state in JobState}
 
+    def _choose(self, where: list[ColumnElement[bool]]) -> Job | None:
+        """The most pressing of these jobs that no other transaction holds."""
+        order = [JOBS.c.is_urgent.desc(), JOBS.c.priority.asc(), JOBS.c.created_ms.asc(), JOBS.c.job_id.asc()]
+        turns = self._take_turns(where) if self._tenant is None else []
+        # Each state by itself: then the index gives the oldest, and ten thousand others need not be sorted.
+        tries = [[state, *mine] for mine in turns for state in (self._is_left(), self._is_ready())]
+        for mine in (*tries, [self._is_due()]):  # at last, where others hold all of these, whatever there is
+            if found := self._list(Job, JOBS, *where, *mine, order=order, limit=1, skip_locked=True):
+                return found[0]
+        return None
+
+    def _take_turns(self, where: list[ColumnElement[bool]]) -> list[list[ColumnElement[bool]]]:
+        """Filters for the highest class of the due ones: one for each tenant that has some, in the order of turns."""
+        for is_urgent in (True, False):
+            if best := self._find_best(where, is_urgent=is_urgent):
+                break
+        else:
+            return []
+        priority = min(best.values())
+        first = [tenant for tenant, its_best in best.items() if its_best == priority]
+        if len(first) > 1:
+            in_hand = self._count_in_hand()
+            _CHANCE.shuffle(first)
+            first.sort(key=lambda tenant: in_hand.get(tenant, 0))
+        its_class = [JOBS.c.is_urgent.is_(is_urgent), JOBS.c.priority == priority]
+        return [[JOBS.c.tenant == tenant, *its_class] for tenant in first]
+
+    def _find_best(self, where: list[ColumnElement[bool]], *, is_urgent: bool) -> dict[str, int]:
+        """The first priority of each tenant that has due jobs: a look into an index for each, however many wait."""
+
+        def find_first(due: ColumnElement[bool]) -> ColumnElement[Any]:
+            own = and_(JOBS.c.tenant == TENANTS.c.tenant, JOBS.c.is_urgent.is_(is_urgent), due, *where)
+            first = select(JOBS.c.priority).where(own).order_by(JOBS.c.priority.asc()).limit(1)
+            return first.correlate(TENANTS).scalar_subquery()
+
+        statement = select(TENANTS.c.tenant, find_first(self._is_ready()), find_first(self._is_left()))
+        rows = [
+            (str(row[0]), [int(best) for best in row[1:] if best is not None])
+            for row in self._connection.execute(statement)
+        ]
+        return {tenant: min(found) for tenant, found in rows if found}
+
+    def _count_in_hand(self) -> dict[str, int]:
+        """How many jobs of each tenant workers hold."""
+        is_held = and_(JOBS.c.state == JobState.LEASED.value, JOBS.c.leased_until_ms > self._clock())
+        statement = select(JOBS.c.tenant, func.count()).where(is_held).group_by(JOBS.c.tenant)
+        return {str(row[0]): int(row[1]) for row in self._connection.execute(statement)}
+
     def _is_due(self) -> ColumnElement[bool]:
         """Waiting long enough, or leased too long; a clock that was set back makes nothing wait."""
-        now = self._clock()
-        is_from_the_future = JOBS.c.changed_ms > now + CLOCK_SLACK_MS
-        return or_(
-            and_(JOBS.c.state == JobState.WAITING.value, or_(JOBS.c.not_before_ms <= now, is_from_the_future)),
-            and_(JOBS.c.state == JobState.LEASED.value, or_(JOBS.c.leased_until_ms <= now, is_from_the_future)),
-        )
+        return or_(self._is_ready(), self._is_left())
+
+    def _is_ready(self) -> ColumnElement[bool]:
+        """Waiting long enough."""
+        is_late = or_(JOBS.c.not_before_ms <= self._clock(), self._is_from_the_future())
+        return and_(JOBS.c.state == JobState.WAITING.value, is_late)
+
+    def _is_left(self) -> ColumnElement[bool]:
+        """Leased, and its worker was not heard of for too long."""
+        is_late = or_(JOBS.c.leased_until_ms <= self._clock(), self._is_from_the_future())
+        return and_(JOBS.c.state == JobState.LEASED.value, is_late)
+
+    def _is_spent(self) -> ColumnElement[bool]:
+        """Leased for the last time, and its worker was not heard of for too long."""
+        return and_(self._is_left(), JOBS.c.attempts >= JOBS.c.attempts_allowed)
+
+    def _is_from_the_future(self) -> ColumnElement[bool]:
+        return JOBS.c.changed_ms > self._clock() + CLOCK_SLACK_MS
 
     def _settle(self, job: Job, **values: Any) -> None:
         """Change a job if the caller still holds it."""

@@ -141,10 +141,15 @@ class Nodes(Facet):
         """The node of an id."""
         return self._get(Node, NODES, node=node)
 
-    def find_by_key(self, public_key: str) -> Node | None:
-        """The enrolled node of a key, or None; in the transaction of all, whichever tenant's it is."""
+    def find(self, node: str) -> Node | None:
+        """The node of an id, or None; never held, so that requests of one node do not wait for each other."""
+        return self._find_key(Node, NODES, node=node)
+
+    def find_by_key(self, public_key: str) -> list[Node]:
+        """The enrolled nodes of a key, by tenant and id; in the transaction of all, whichever tenant's they are."""
         is_enrolled = NODES.c.state == NodeState.ENROLLED.value
-        return self._find(Node, NODES, NODES.c.public_key == public_key, is_enrolled)
+        order = [NODES.c.tenant.asc(), NODES.c.node.asc()]
+        return self._list(Node, NODES, NODES.c.public_key == public_key, is_enrolled, order=order)
 
     def find_all(self) -> list[Node]:
         """Nodes by tenant and id."""

@@ -10,7 +10,7 @@ from typing import Any
 from sqlalchemy import ColumnElement, and_, case, func, or_, select
 
 from slideway.core.errors import ConflictError
-from slideway.store.facet import Facet
+from slideway.store.facet import PAGE, Facet
 from slideway.store.jobs import CLOCK_SLACK_MS, wait_ms
 from slideway.store.schema import OUTBOX, canonical_json
 
@@ -92,7 +92,7 @@ class Outbox(Facet):
         tier: int = 0,
         is_urgent: bool = False,
         priority: int = 100,
-        size_bytes: int = 0,
+        size_bytes: int | None = None,
     ) -> OutboxMessage:
         """Add a message; the same key with the same content is one message.
 
@@ -111,7 +111,7 @@ class Outbox(Facet):
             tier=tier,
             is_urgent=is_urgent,
             priority=priority,
-            size_bytes=size_bytes or len(canonical_json(content)),
+            size_bytes=len(canonical_json(content)) if size_bytes is None else size_bytes,
             state=OutboxState.WAITING.value,
             not_before_ms=0,
             created_ms=now,
@@ -202,10 +202,29 @@ class Outbox(Facet):
         where = [OUTBOX.c.peer == peer, OUTBOX.c.state.in_(OPEN)]
         return self._list(OutboxMessage, OUTBOX, *where, order=_pressing(), limit=limit)
 
+    def find_last(self, *, peer: str, kind: str) -> OutboxMessage | None:
+        """The last message of a kind that was put there for a peer, whatever became of it."""
+        where = [OUTBOX.c.peer == peer, OUTBOX.c.kind == kind]
+        found = self._list(OutboxMessage, OUTBOX, *where, order=[OUTBOX.c.number.desc()], limit=1)
+        return found[0] if found else None
+
     def peers_with_open(self) -> set[tuple[str, str]]:
         """(tenant, peer) of all that have something to fetch; of the operator's view, over all tenants."""
         statement = select(OUTBOX.c.tenant, OUTBOX.c.peer).where(self._mine(OUTBOX), OUTBOX.c.state.in_(OPEN))
         return {(str(row[0]), str(row[1])) for row in self._connection.execute(statement.distinct())}
+
+    def open_sums(self) -> dict[tuple[str, str], tuple[int, int]]:
+        """How many messages wait for each (tenant, peer), and their bytes; of the operator's view, over all tenants."""
+        sums = func.count(), func.sum(OUTBOX.c.size_bytes)
+        statement = select(OUTBOX.c.tenant, OUTBOX.c.peer, *sums).where(self._mine(OUTBOX), OUTBOX.c.state.in_(OPEN))
+        rows = self._connection.execute(statement.group_by(OUTBOX.c.tenant, OUTBOX.c.peer))
+        return {(str(row[0]), str(row[1])): (int(row[2]), int(row[3])) for row in rows}
+
+    def withdraw_all(self, *, peer: str, reason: str) -> int:
+        """Send a peer nothing any more of what waits for it; how many messages there were."""
+        waiting = and_(OUTBOX.c.peer == peer, OUTBOX.c.state.in_(OPEN))
+        state = OutboxState.WITHDRAWN.value
+        return self._change(OUTBOX, waiting, state=state, reason=reason, changed_ms=self._clock())
 
     def acknowledge_numbers(self, numbers: Sequence[int], *, peer: str, receipt: str) -> int:
         """Note that a peer has taken exactly these messages, by its own word; how many were still open."""
@@ -219,11 +238,6 @@ class Outbox(Facet):
         self._change_open(key, state=OutboxState.WITHDRAWN.value, reason=reason)
         return self.get(key)
 
-    def make_due(self, *, peer: str = "cloud") -> int:
-        """Forget all waiting times, when the line has come back; how many messages were waiting."""
-        waiting = and_(OUTBOX.c.peer == peer, OUTBOX.c.state == OutboxState.WAITING.value)
-        return self._change(OUTBOX, waiting, not_before_ms=0)
-
     def find_all(
         self, *, state: OutboxState | None = None, slide_sha256: str | None = None, limit: int | None = None
     ) -> list[OutboxMessage]:
@@ -232,14 +246,43 @@ class Outbox(Facet):
         where += [] if slide_sha256 is None else [OUTBOX.c.slide_sha256 == slide_sha256]
         return self._list(OutboxMessage, OUTBOX, *where, order=_pressing(), limit=limit)
 
-    def is_all_acknowledged(self, slide_sha256: str) -> bool:
-        """Everything of a slide that was to leave is durably there; only then may its bundle be evicted here."""
-        mine = and_(self._mine(OUTBOX), OUTBOX.c.slide_sha256 == slide_sha256)
-        done = func.sum(case((OUTBOX.c.state == OutboxState.ACKNOWLEDGED.value, 1), else_=0))
-        withdrawn = func.sum(case((OUTBOX.c.state == OutboxState.WITHDRAWN.value, 1), else_=0))
-        row = self._connection.execute(select(func.count(), done, withdrawn).where(mine)).one()
-        count, acknowledged, given_up = int(row[0]), int(row[1] or 0), int(row[2] or 0)
-        return acknowledged > 0 and acknowledged + given_up == count
+    def make_urgent(self, slide_sha256: str, *, is_urgent: bool = True) -> int:
+        """Let what waits of a slide go before all others, or back among them; how many messages."""
+        is_open = and_(self._key(OUTBOX, slide_sha256=slide_sha256), OUTBOX.c.state.in_(OPEN))
+        return self._change(OUTBOX, is_open, is_urgent=is_urgent)
+
+    def find_released(self, *, after: int = 0, limit: int = PAGE) -> list[OutboxMessage]:
+        """First tiers of bundles whose first tier waits no more, in the order in which they were put here.
+
+        Args:
+            after: Only with a higher number.
+            limit: At most so many.
+        """
+        where = and_(OUTBOX.c.kind == "bundle", OUTBOX.c.tier == 0, OUTBOX.c.state.not_in(OPEN))
+        order = [OUTBOX.c.number.asc()]
+        return self._list(OutboxMessage, OUTBOX, where, OUTBOX.c.number > after, order=order, limit=limit)
+
+    def blobs(self) -> set[str]:
+        """Hashes of all files that a message names, whatever became of it."""
+        statement = select(OUTBOX.c.blob_sha256).where(self._mine(OUTBOX), OUTBOX.c.blob_sha256.is_not(None))
+        return {str(row[0]) for row in self._connection.execute(statement.distinct())}
+
+    def oldest_open_ms(self, *, peer: str) -> int | None:
+        """When the oldest of what a peer has not acknowledged was put here; None when there is nothing."""
+        where = (self._mine(OUTBOX), OUTBOX.c.peer == peer, OUTBOX.c.state.in_(OPEN))
+        found = self._connection.execute(select(func.min(OUTBOX.c.created_ms)).where(*where)).scalar()
+        return None if found is None else int(found)
+
+    def count_open(self, *, kind: str) -> int:
+        """How many messages of a kind have not been acknowledged yet."""
+        where = (self._mine(OUTBOX), OUTBOX.c.kind == kind, OUTBOX.c.state.in_(OPEN))
+        return int(self._connection.execute(select(func.count()).select_from(OUTBOX).where(*where)).scalar_one())
+
+    def count_reasons(self, *, peer: str) -> dict[str, int]:
+        """Why what a peer has not acknowledged did not get through the last time, as codes, each with how many."""
+        where = (self._mine(OUTBOX), OUTBOX.c.peer == peer, OUTBOX.c.state.in_(OPEN), OUTBOX.c.reason != "")
+        statement = select(OUTBOX.c.reason, func.count()).where(*where).group_by(OUTBOX.c.reason)
+        return {str(row[0]): int(row[1]) for row in self._connection.execute(statement)}
 
     def waiting_bytes(self) -> int:
         """Bytes that have not been acknowledged yet."""

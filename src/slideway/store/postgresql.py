@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import importlib.util
+import time
 from collections.abc import Callable
+from typing import Any
 
-from sqlalchemy import Connection, create_engine, text
+from sqlalchemy import Connection, Engine, create_engine, event, text
 from sqlalchemy.engine import URL
+from sqlalchemy.exc import InvalidatePoolError
+from sqlalchemy.pool import ConnectionPoolEntry
 
 from slideway.core.errors import UnsafeRoleError, WrongUseError
 from slideway.store.place import Place, nothing
@@ -14,6 +18,7 @@ from slideway.store.place import Place, nothing
 # Commits reach the disk before they are told; nobody waits for a lock for ever.
 SETTINGS = "-c synchronous_commit=on -c lock_timeout=15s -c idle_in_transaction_session_timeout=120s"
 _SAY_TENANT = text("SELECT set_config('slideway.tenant', :tenant, true)")
+_IDLE_SECONDS = 1.0
 _MIGRATING = 0x51D3  # any number that nobody else takes for an advisory lock
 
 
@@ -25,9 +30,9 @@ def open_place(address: URL, *, backup: Callable[[], None] | None, allow_without
         address,
         pool_size=10,
         max_overflow=20,
-        pool_pre_ping=True,  # a server that was restarted costs one query, not an error
         connect_args={"options": SETTINGS, "connect_timeout": 10},
     )
+    _ask_idle_connections(engine)
     has_backup = backup is not None or allow_without_backup
     return Place(
         engine=engine,
@@ -40,6 +45,29 @@ def open_place(address: URL, *, backup: Callable[[], None] | None, allow_without
         set_aside=None,
         release=nothing,
     )
+
+
+def _ask_idle_connections(engine: Engine) -> None:
+    """Let a server that was restarted cost a query, not an error; but ask no busy connection before each transaction.
+
+    As SQLAlchemy's `pool_pre_ping`, of connections that lay for a while.
+    """
+
+    def note(_: Any, record: ConnectionPoolEntry | None) -> None:
+        if record is not None:
+            record.info["idle_since"] = time.monotonic()
+
+    def ask(connection: Any, record: ConnectionPoolEntry, _: Any) -> None:
+        since = record.info.get("idle_since", time.monotonic())
+        if time.monotonic() - since < _IDLE_SECONDS:
+            return
+        try:
+            engine.dialect.do_ping(connection)
+        except engine.dialect.loaded_dbapi.Error as error:
+            raise InvalidatePoolError from error
+
+    event.listen(engine, "checkin", note)
+    event.listen(engine, "checkout", ask)
 
 
 def _begin(connection: Connection, tenant: str) -> None:

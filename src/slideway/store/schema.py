@@ -29,7 +29,7 @@ from sqlalchemy import (
 )
 
 # A newer minor only adds what an older reader may ignore; a newer major is refused.
-SCHEMA = (1, 0)
+SCHEMA = (1, 1)
 
 ALL_TENANTS = "*"  # never the name of a tenant: what PostgreSQL's policies take for the operator's view
 
@@ -226,6 +226,7 @@ JOBS = Table(
     _belongs("slide_sha256", "slides"),
     UniqueConstraint("tenant", "slide_sha256", "step", "model"),  # I3: one effect for each of these
     Index(None, "state", "is_urgent", "priority", "created_ms"),
+    Index(None, "tenant", "state", "is_urgent", "priority", "created_ms"),
 )
 
 OUTBOX = Table(
@@ -398,6 +399,19 @@ BYTES = Table(
     Index(None, "tenant", "slide_sha256"),
     Index(None, "tenant", "at_ms"),
     sqlite_autoincrement=True,
+)
+
+# Sums over BYTES, which grows for ever: kept by a trigger, in the transaction that adds to the ledger.
+BYTE_SUMS = Table(
+    "byte_sums",
+    METADATA,
+    _tenant(),
+    _key("peer", String(128)),
+    _key("direction", String(3)),
+    _number("payload_bytes"),
+    _number("overhead_bytes"),
+    _number("entries"),
+    _words("direction", "out", "in"),
 )
 
 # All tables with a column `tenant`; PostgreSQL guards each by a row-level policy.

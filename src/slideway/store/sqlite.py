@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sqlite3
 from datetime import UTC, datetime
 from functools import partial
@@ -33,6 +34,8 @@ def open_place(address: URL, *, read_only: bool) -> Place:
     if read_only and not path.is_file():
         raise UnreachableStoreError(f"{path.name}: no such store; check the path")
     lock = None if read_only else WriterLock(path)
+    if not read_only:
+        _make_private(path)
     return Place(
         engine=_make_engine(path, read_only=read_only),
         name=path.name,
@@ -44,6 +47,22 @@ def open_place(address: URL, *, read_only: bool) -> Place:
         set_aside=None if read_only else partial(_set_aside, path),
         release=nothing if lock is None else lock.release,
     )
+
+
+def _make_private(path: Path) -> None:
+    """Only this user may read what is in it; SQLite gives its companions the rights of the file.
+
+    Source: https://www.sqlite.org/src/file/src/os_unix.c, `findCreateFileMode`.
+    """
+    try:
+        if not path.exists():  # closing a file that SQLite has open in this process would lose its locks
+            os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
+        if os.name == "posix":
+            for file in (path, *(path.with_name(path.name + ending) for ending in _COMPANIONS)):
+                if file.exists() and file.stat().st_mode & 0o077:
+                    file.chmod(0o600)  # of an older Slideway
+    except OSError:
+        return  # the database itself says what is wrong, in its own words
 
 
 def _make_engine(path: Path, *, read_only: bool) -> Engine:
@@ -82,13 +101,14 @@ def _back_up(path: Path, schema: tuple[int, int]) -> None:
         number += 1
     source = sqlite3.connect(path, isolation_level=None)
     try:
+        os.close(os.open(copy, os.O_RDWR | os.O_CREAT, 0o600))  # an empty file is taken, with its rights
         source.execute("VACUUM INTO ?", (str(copy),))
         check = sqlite3.connect(copy)
         try:
             is_sound = check.execute("PRAGMA quick_check(1)").fetchone()[0] == "ok"
         finally:
             check.close()
-    except sqlite3.Error as error:
+    except (sqlite3.Error, OSError) as error:
         copy.unlink(missing_ok=True)
         raise FullStoreError(
             f"{path.name}: the backup before the migration failed ({error}); nothing was migrated; free some space"

@@ -7,19 +7,23 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Mapping
+import time
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Body, Query, Request, Response
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import ClientDisconnect
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from slideway.core.errors import LineRefusedError, NodeRevokedError, SlidewayError, StoreError
 from slideway.registry.keys import SigningKey
 from slideway.store.database import Store
+from slideway.store.work import Work
 from slideway.sync.mailbox import Handler, accept_messages, acknowledge, next_messages, read_numbers
-from slideway.sync.messages import MAX_BATCH_BYTES, pack_json, parse_message, unpack_json
+from slideway.sync.messages import MAX_BATCH_BYTES, pack_json, parse_messages, unpack_json
 from slideway.sync.sessions import Sender, Sessions
 from slideway.sync.tus import Answer, Reception, TusServer
 
@@ -27,7 +31,11 @@ MARK = {"Slideway": "1"}
 """On every answer: a portal or a proxy that answers in our place does not have it."""
 MAX_WAIT_SECONDS = 55.0
 _RING_SECONDS = 1.0
+_HUSH_SECONDS = 5.0  # after a ring for nothing but what a node refused, which is there all the time
+_NUMBERS_LENGTH = 8000
 _HELD_BYTES = 2**18
+_METHODS = ("OPTIONS", "POST", "HEAD", "PATCH", "DELETE")
+_UPLOADS, _ONE_UPLOAD = SimpleNamespace(path="/uploads"), SimpleNamespace(path="/uploads/{upload_id}")  # as routes say
 ZSTD_JSON = "application/vnd.slideway+zstd"
 
 
@@ -105,15 +113,9 @@ def _add_sessions(router: APIRouter, face: Face) -> None:
 
 
 def _add_uploads(router: APIRouter, face: Face) -> None:
-    async def answer(request: Request, upload_id: str | None) -> Response:
-        method = request.headers.get("x-http-method-override", request.method).upper()
-        if method == "OPTIONS":
-            return _as_response(face.tus.options())
-        return await _answer_tus(face, method, upload_id, request)
-
     @router.api_route("/uploads", methods=["OPTIONS", "POST"], summary="tus 1.0.0: begin an upload", status_code=201)
     async def uploads(request: Request) -> Response:
-        return await answer(request, None)
+        return await _answer_upload(face, request, None)
 
     @router.api_route(
         "/uploads/{upload_id}",
@@ -122,13 +124,48 @@ def _add_uploads(router: APIRouter, face: Face) -> None:
         status_code=204,
     )
     async def upload(request: Request, upload_id: str) -> Response:
-        return await answer(request, upload_id)
+        return await _answer_upload(face, request, upload_id)
+
+
+class UploadsFirst:
+    """Answers uploads itself and leaves all else to the application that describes them too.
+
+    Uploads are most of what a cloud is asked for, and need nothing of a web framework: the way through it costs as much
+    as all else that the event loop does for one (measured by bench/cloud/load.py).
+    """
+
+    def __init__(self, app: ASGIApp, face: Face, *, root: str = "/v1/uploads") -> None:
+        self._app, self._face, self._root = app, face, root
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request."""
+        method, path = scope.get("method", ""), scope.get("path", "")
+        found = self._root == path or (
+            path.startswith(f"{self._root}/") and path.count("/") == self._root.count("/") + 1
+        )
+        upload_id = path[len(self._root) + 1 :]
+        if scope["type"] != "http" or not found or method not in _METHODS or (path != self._root and not upload_id):
+            await self._app(scope, receive, send)
+            return
+        scope["route"] = _ONE_UPLOAD if upload_id else _UPLOADS
+        response = await _answer_upload(self._face, Request(scope, receive), upload_id or None)
+        await response(scope, receive, send)
+
+
+async def _answer_upload(face: Face, request: Request, upload_id: str | None) -> Response:
+    method = request.headers.get("x-http-method-override", request.method).upper()
+    if method == "OPTIONS":
+        return _as_response(face.tus.options())
+    return await _answer_tus(face, method, upload_id, request)
 
 
 async def _answer_tus(face: Face, method: str, upload_id: str | None, request: Request) -> Response:
     """One tus request; the disk and the store are waited for in threads, the client's bytes are not."""
+    headers = dict(request.headers)
     try:
-        begun = await run_in_threadpool(_begin, face, method, upload_id, dict(request.headers))
+        if _comes_at_once(method, upload_id, headers):
+            return await _answer_at_once(face, method, upload_id, request, headers)
+        begun = await run_in_threadpool(_begin, face, method, upload_id, headers)
     except SlidewayError as error:
         return answer_error(error)
     if isinstance(begun, Answer):
@@ -144,6 +181,37 @@ async def _answer_tus(face: Face, method: str, upload_id: str | None, request: R
         await run_in_threadpool(_cut, begun, bytes(held))
         return _as_response(Answer(400))  # nobody hears it
     return _as_response(await run_in_threadpool(_finish, begun, bytes(held)))
+
+
+def _comes_at_once(method: str, upload_id: str | None, headers: Mapping[str, str]) -> bool:
+    """Whether the body is so short that it is waited for before the store is asked: one way into a thread, not two."""
+    if method == "HEAD" and upload_id is not None:
+        return True
+    said = headers.get("content-length", "")
+    is_short = said.isascii() and said.isdigit() and len(said) < 16 and int(said) <= _HELD_BYTES
+    return is_short and "transfer-encoding" not in headers and method == ("POST" if upload_id is None else "PATCH")
+
+
+async def _answer_at_once(
+    face: Face, method: str, upload_id: str | None, request: Request, headers: dict[str, str]
+) -> Response:
+    claim, held = face.sessions.read_claim(headers.get("authorization", "")), bytearray()
+
+    def admit(work: Work) -> Sender:
+        return face.sessions.admit(work, claim)
+
+    if method == "HEAD" and upload_id is not None:
+        return _as_response(await run_in_threadpool(face.tus.head_whole, claim.tenant, admit, upload_id, headers))
+    is_cut = False
+    try:
+        async for chunk in request.stream():
+            held += chunk
+    except ClientDisconnect:
+        is_cut = True
+        if not held or "upload-checksum" in headers:
+            return _as_response(Answer(400))  # nobody hears it
+    answer = await run_in_threadpool(face.tus.take_whole, claim.tenant, admit, upload_id, headers, bytes(held))
+    return _as_response(Answer(400) if is_cut else answer)
 
 
 def _cut(reception: Reception, content: bytes) -> None:
@@ -196,13 +264,22 @@ def _add_messages(router: APIRouter, face: Face) -> None:
     async def give(
         request: Request,
         taken: Annotated[str, Query(max_length=4000, description="Numbers that are durably taken, as in 4-6,9")] = "",
+        without: Annotated[
+            str, Query(alias="not", max_length=_NUMBERS_LENGTH, description="Numbers that this node refused")
+        ] = "",
         wait: Annotated[float, Query(ge=0, le=3600, description="Seconds to wait for a message")] = 0,
     ) -> Response:
         try:
             sender = await find_sender(face.sessions, request)
-            content = await run_in_threadpool(_give, face.store, sender, read_numbers(taken))
-            if not content["messages"] and wait and await doorbell.wait(sender, min(wait, MAX_WAIT_SECONDS)):
-                content = await run_in_threadpool(_give, face.store, sender, [])
+            refused = frozenset(read_numbers(without, name="not"))
+            content = await run_in_threadpool(_give, face.store, sender, read_numbers(taken), refused)
+            ends = time.monotonic() + min(wait, MAX_WAIT_SECONDS)
+            while not content["messages"] and (left := ends - time.monotonic()) > 0:
+                if not await doorbell.wait(sender, left):
+                    break
+                content = await run_in_threadpool(_give, face.store, sender, [], refused)
+                if not content["messages"]:
+                    await asyncio.sleep(min(_HUSH_SECONDS, max(0.0, ends - time.monotonic())))
         except SlidewayError as error:
             return answer_error(error)
         return _packed(content)
@@ -250,18 +327,16 @@ class Doorbell:
 
 def _accept(face: Face, sender: Sender, packed: bytes) -> dict[str, Any]:
     content = unpack_json(packed)
-    if not isinstance(content, dict) or not isinstance(content.get("messages"), list):
-        raise LineRefusedError("messages: a list named `messages`", status=422, refusal="message-malformed")
-    messages = [parse_message(item) for item in content["messages"]]
+    messages = parse_messages(content.get("messages") if isinstance(content, dict) else None)
     receipts, refused = accept_messages(face.store, sender.tenant, sender.node, messages, face.handlers, face.signing)
     return {"receipts": receipts, "refused": {key: vars(refusal) for key, refusal in refused.items()}}
 
 
-def _give(store: Store, sender: Sender, taken: list[int]) -> dict[str, Any]:
+def _give(store: Store, sender: Sender, taken: list[int], without: Collection[int] = ()) -> dict[str, Any]:
     if taken:
         store.retrying(sender.tenant, lambda work: acknowledge(work, sender.node, taken))
     with store.reading(sender.tenant) as work:
-        deliveries = next_messages(work, sender.node)
+        deliveries = next_messages(work, sender.node, without=without)
     return {"messages": [{"number": item.number, **item.message.content} for item in deliveries]}
 
 

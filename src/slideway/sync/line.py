@@ -15,8 +15,9 @@ from urllib.request import getproxies, proxy_bypass
 import httpx
 
 from slideway.core.errors import CaptivePortalError, LineDownError, LineRefusedError, NodeRevokedError
+from slideway.sync.certificate import UtcNow, explain_dates, find_refusal, utc_now
 from slideway.sync.identity import Endpoint, Keys, sign_challenge
-from slideway.sync.mailbox import Delivery, Refusal, write_numbers
+from slideway.sync.mailbox import MAX_NUMBERS, Delivery, Refusal, write_numbers
 from slideway.sync.messages import Message, pack_json, parse_message, unpack_json
 from slideway.sync.meter import LineMeter, Traffic
 from slideway.sync.outgoing import UploadPlan
@@ -25,8 +26,11 @@ from slideway.sync.tus import CONTENT_TYPE, VERSION, metadata_of, read_receipts,
 
 CONNECT_SECONDS = 15.0
 ANSWER_SECONDS = 60.0
+_MOST_LETTERS = 8000  # of numbers in an address: so many the cloud reads
 _AWAY = (502, 503, 504, 507, 408, 425, 429)
 _LOGIN = (511, 407)
+# Refusals of one new upload, not of the line: those that are open must go on, or none would ever end.
+_OF_ONE_UPLOAD = ("uploads-too-many", "uploads-too-large")
 
 
 @dataclass(frozen=True)
@@ -80,7 +84,8 @@ class Line:
     """A node's line to its cloud; threads may share it.
 
     Every method raises `LineDownError` when nobody answers or not now, `CaptivePortalError` when somebody else does,
-    `LineRefusedError` when the cloud refuses, `NodeRevokedError` when it takes nothing of this node any more.
+    `ClockWrongError` when its certificate does not hold at the time that this computer tells, `LineRefusedError` when
+    the cloud refuses, `NodeRevokedError` when it takes nothing of this node any more.
     """
 
     def __init__(
@@ -92,6 +97,7 @@ class Line:
         transport: httpx.BaseTransport | None = None,
         monotonic: Monotonic = time.monotonic,
         sleep: Sleep = time.sleep,
+        now: UtcNow = utc_now,
     ) -> None:
         """Make a line; nothing is sent yet.
 
@@ -102,8 +108,9 @@ class Line:
             transport: Carries requests; None for the network.
             monotonic: Seconds that only go on.
             sleep: Waits.
+            now: What this computer's clock tells; for a message only.
         """
-        self.endpoint = endpoint
+        self.endpoint, self._now = endpoint, now
         self._keys, self._settings, self._monotonic = keys, settings or LineSettings(), monotonic
         self._limit = Limit(self._settings.bytes_per_second, monotonic=monotonic, sleep=sleep)
         self._meter = LineMeter(transport or _network(endpoint, self._settings))
@@ -171,23 +178,25 @@ class Line:
         }
         return Acknowledged({str(key): str(value) for key, value in receipts.items()}, refusals)
 
-    def receive_messages(self, taken: Sequence[int] = (), *, wait_seconds: float = 0) -> list[Delivery]:
+    def receive_messages(
+        self, taken: Sequence[int] = (), *, wait_seconds: float = 0, without: Sequence[int] = ()
+    ) -> list[Delivery]:
         """Fetch what waits for this node.
 
         Args:
             taken: Numbers of messages that are durably here: they do not come again.
             wait_seconds: Wait so long for a message when there is none.
+            without: Numbers of messages that were refused here, at most `MAX_NUMBERS`: others come in their place.
         """
-        query = {
-            name: value for name, value in (("taken", write_numbers(taken)), ("wait", f"{wait_seconds:g}")) if value
-        }
+        said = {"taken": write_numbers(taken), "wait": f"{wait_seconds:g}", "not": _write_some(without)}
+        query = {name: value for name, value in said.items() if value}
         content = self._ask_json("GET", "/v1/messages", query=query, more_seconds=wait_seconds)
         items = content.get("messages")
         if not isinstance(items, list) or not all(
             isinstance(item, dict) and isinstance(item.get("number"), int) for item in items
         ):
             raise _captive("the list of messages is not ours")
-        return [Delivery(item["number"], parse_message(item)) for item in items]
+        return _read_deliveries(items)
 
     def _part_headers(self, content: bytes) -> dict[str, str]:
         headers = {"Content-Type": CONTENT_TYPE}
@@ -229,11 +238,14 @@ class Line:
                 return self._token
             names = {"tenant": self.endpoint.tenant, "node": self.endpoint.node}
             begun = self._send_json("POST", "/v1/sessions", names, 201)
-            signature = sign_challenge(self._keys.signing, str(begun["challenge"]))
-            proven = self._send_json("PUT", f"/v1/sessions/{begun['session']}", {"signature": signature}, 200)
+            try:
+                signature = sign_challenge(self._keys.signing, str(begun["challenge"]))
+                proven = self._send_json("PUT", f"/v1/sessions/{begun['session']}", {"signature": signature}, 200)
+                token, seconds = str(proven["token"]), float(proven["seconds"])
+            except (KeyError, TypeError, ValueError) as error:
+                raise _captive("the answer to a session is not ours") from error
             # Renewed a little early: a long request begins with a token that lasts.
-            self._token = str(proven["token"])
-            self._token_ends = self._monotonic() + float(proven["seconds"]) * 0.9
+            self._token, self._token_ends = token, self._monotonic() + seconds * 0.9
             return self._token
 
     def _send_json(self, method: str, path: str, content: dict[str, Any], status: int) -> dict[str, Any]:
@@ -276,6 +288,9 @@ class Line:
                 follow_redirects=False,
             )
         except httpx.ConnectError as error:
+            wrong_clock = explain_dates(error, url=self.endpoint.url, ca_pem=self.endpoint.ca_pem, now=self._now)
+            if wrong_clock is not None:
+                raise wrong_clock from error
             if _is_wrong_certificate(error):
                 raise _captive("the certificate is not signed by the cloud's authority") from error
             raise LineDownError(f"{self._host}: nobody answers ({type(error).__name__})") from error
@@ -303,14 +318,14 @@ class Line:
         """Let through only what the cloud itself answered, with the status that was expected."""
         code = answer.status_code
         is_ours = answer.headers.get("slideway") == "1"
-        if code in _AWAY:
+        if code in _AWAY and not (is_ours and _read_refusal(answer)[0] in _OF_ONE_UPLOAD):
             asked = _read_retry_after(answer.headers.get("retry-after", ""))
             raise LineDownError(f"{self._host}: not now (HTTP {code})", retry_after_seconds=asked)
         if code in _LOGIN or not is_ours:
             raise _captive(f"HTTP {code} without the cloud's mark")
         if code == status:
             return
-        if code >= 500:
+        if code >= 500 and _read_refusal(answer)[0] not in _OF_ONE_UPLOAD:
             raise LineDownError(f"{self._host}: the cloud has a fault (HTTP {code})")
         refusal, message = _read_refusal(answer)
         if refusal == NodeRevokedError.code:
@@ -342,6 +357,26 @@ def _read_progress(answer: httpx.Response, path: str) -> Progress:
     return Progress(path, int(offset), receipts, int(stop) if stop.isascii() and stop.isdigit() else None)
 
 
+def _write_some(numbers: Sequence[int]) -> str:
+    """Numbers as short text: the smallest, as many as the cloud reads."""
+    text = write_numbers(sorted(numbers)[:MAX_NUMBERS])
+    return text if len(text) <= _MOST_LETTERS else text[: text.rindex(",", 0, _MOST_LETTERS + 1)]
+
+
+def _read_deliveries(items: Sequence[Any]) -> list[Delivery]:
+    """What can be read of a list; one that cannot stands in nobody's way, and is refused once it is alone."""
+    found: list[Delivery] = []
+    refused: LineRefusedError | None = None
+    for item in items:
+        try:
+            found.append(Delivery(item["number"], parse_message(item)))
+        except LineRefusedError as error:
+            refused = error
+    if refused is not None and not found:
+        raise refused
+    return found
+
+
 def _read_refusal(answer: httpx.Response) -> tuple[str, str]:
     try:
         content = answer.json()
@@ -356,12 +391,7 @@ def _read_retry_after(header: str) -> float | None:
 
 
 def _is_wrong_certificate(error: BaseException) -> bool:
-    cause: BaseException | None = error
-    while cause is not None:
-        if isinstance(cause, ssl.SSLCertVerificationError) or "CERTIFICATE_VERIFY_FAILED" in str(cause):
-            return True
-        cause = cause.__cause__ or cause.__context__
-    return False
+    return find_refusal(error) is not None or "CERTIFICATE_VERIFY_FAILED" in str(error)
 
 
 def _captive(reason: str) -> CaptivePortalError:

@@ -14,9 +14,10 @@ from slideway.store.facet import hash_json
 from slideway.store.schema import canonical_json
 
 FROM_NODES = ("status", "slide-accepted", "slide-ended", "consult-request", "regions", "withdrawn", "taken")
-FROM_CLOUD = ("opinion", "enough", "rejected", "ask-regions", "consult-answer", "command")
+FROM_CLOUD = ("opinion", "enough", "rejected", "ask-regions", "consult-answer", "consult-state", "command")
 MAX_BATCH_BYTES = 4 * 2**20  # unpacked: so much a receiver sets aside for one batch
 MAX_MESSAGE_BYTES = 60 * 2**10  # so that a full batch of 64 stays below
+MAX_BATCH_MESSAGES = 1000
 _LEVEL = 10
 _MAX_LENGTHS = {"id": 256, "kind": 64, "subject": 128}
 
@@ -51,6 +52,11 @@ class Message:
         }
 
     @property
+    def size_bytes(self) -> int:
+        """Bytes of its canonical JSON as it travels, in UTF-8."""
+        return len(canonical_json(self.content).encode("utf-8"))
+
+    @property
     def sha256(self) -> str:
         """Hash of its canonical JSON, in hex: what a receipt is given for."""
         return hash_json(self.content)
@@ -77,6 +83,19 @@ def parse_message(content: Any) -> Message:
     if not _can_be_kept(message):
         raise _malformed("a message is JSON without NaN, without half characters and without the character 0")
     return message
+
+
+def parse_messages(items: Any) -> list[Message]:
+    """Read a batch from JSON.
+
+    Raises:
+        LineRefusedError: It is none, or of more than `MAX_BATCH_MESSAGES`.
+    """
+    if not isinstance(items, list):
+        raise _malformed("a list named `messages`")
+    if len(items) > MAX_BATCH_MESSAGES:
+        raise _malformed(f"at most {MAX_BATCH_MESSAGES:,} in a batch")
+    return [parse_message(item) for item in items]
 
 
 def _can_be_kept(message: Message) -> bool:

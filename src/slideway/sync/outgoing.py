@@ -6,9 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from slideway.core.errors import LineRefusedError
+from slideway.core.errors import MessageTooLargeError
 from slideway.store.outbox import OutboxMessage
-from slideway.store.schema import canonical_json
 from slideway.store.work import Work
 from slideway.sync.messages import MAX_MESSAGE_BYTES, Message, parse_message
 
@@ -114,14 +113,15 @@ def put_message(
 
     Raises:
         ConflictError: Its id is there with other content.
-        ValueError: No receiver would take it: an id, kind or subject too long, or more than `MAX_MESSAGE_BYTES`.
+        LineRefusedError: No receiver would take it: an id, kind or subject too long, or no JSON that both sides keep.
+        MessageTooLargeError: It has more than `MAX_MESSAGE_BYTES`.
     """
-    try:
-        parse_message(message.content)
-    except LineRefusedError as error:
-        raise ValueError(str(error)) from error
-    if len(canonical_json(message.content)) > MAX_MESSAGE_BYTES:
-        raise ValueError(f"{message.kind}: a message has at most {MAX_MESSAGE_BYTES:,} bytes; upload a file instead")
+    parse_message(message.content)
+    if message.size_bytes > MAX_MESSAGE_BYTES:
+        raise MessageTooLargeError(
+            f"{message.kind}: a message has at most {MAX_MESSAGE_BYTES:,} bytes, and this one {message.size_bytes:,}; "
+            "letters beyond ASCII take 2 to 4 bytes each: say it in fewer words"
+        )
     payload = {"subject": message.subject, "sequence": message.sequence, "body": dict(message.body)}
     return work.outbox.put(
         message.kind,

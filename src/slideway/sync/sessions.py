@@ -16,6 +16,7 @@ from typing import Any
 from slideway.core.errors import LineRefusedError, NodeRevokedError, UnknownRecordError, UnknownTenantError
 from slideway.store.database import Store
 from slideway.store.nodes import Node, NodeState
+from slideway.store.work import Work
 from slideway.sync.identity import decode_key, has_answered
 
 TOKEN_SECONDS = 3600
@@ -30,11 +31,30 @@ class Sender:
         tenant: Whose node it is.
         node: Id of the node.
         public_key: (base64) Its key, as the store had it when this request began; empty when it was not looked up.
+        seen_ms: When it was last heard of, as the store had it then; None when never, or not looked up.
+        transport: How what it sends came: `tus` over the line, `folder` on a stick.
     """
 
     tenant: str
     node: str
     public_key: str = field(default="", compare=False)
+    seen_ms: int | None = field(default=None, compare=False)
+    transport: str = field(default="tus", compare=False)
+
+
+@dataclass(frozen=True)
+class Claim:
+    """What a valid token says; whether its node may still do anything, only the store says: `Sessions.admit`.
+
+    Attributes:
+        tenant: Whose node it is.
+        node: Id of the node.
+        key: Begin of its key's hash when the token was given.
+    """
+
+    tenant: str
+    node: str
+    key: str
 
 
 @dataclass(frozen=True)
@@ -99,17 +119,39 @@ class Sessions:
             LineRefusedError: No token, or one that is not valid (any more).
             NodeRevokedError: The node may do nothing any more.
         """
+        claim = self.read_claim(authorization)
+        try:
+            with self._store.reading(claim.tenant) as work:
+                return self.admit(work, claim)
+        except UnknownTenantError as error:
+            raise _unproven() from error
+
+    def read_claim(self, authorization: str) -> Claim:
+        """What an `Authorization` header claims, and was once proven; does not ask the store.
+
+        Raises:
+            LineRefusedError: No token, or one that is not valid (any more).
+        """
         scheme, _, token = authorization.partition(" ")
         if scheme.lower() != "bearer":
             raise LineRefusedError("this needs a token: begin a session", status=401, refusal="token-missing")
         content = self._open(token.strip(), "token")
-        node = self._find_node(content["tenant"], content["node"])
+        return Claim(content["tenant"], content["node"], content["key"])
+
+    def admit(self, work: Work, claim: Claim) -> Sender:
+        """Who sends, as this transaction sees it: one that it needs anyway, so that revoking works at once.
+
+        Raises:
+            LineRefusedError: There is no such node, or it has another key by now.
+            NodeRevokedError: The node may do nothing any more.
+        """
+        node = work.nodes.find(claim.node)
         if node is None:
             raise _unproven()
         _check_state(node)
-        if content["key"] != hashlib.sha256(node.public_key.encode("utf-8")).hexdigest()[:16]:
+        if claim.key != hashlib.sha256(node.public_key.encode("utf-8")).hexdigest()[:16]:
             raise _unproven()
-        return Sender(node.tenant, node.node, node.public_key)
+        return Sender(node.tenant, node.node, node.public_key, node.seen_ms)
 
     def _find_node(self, tenant: str, node: str) -> Node | None:
         try:
@@ -131,7 +173,9 @@ class Sessions:
             content: dict[str, Any] = json.loads(base64.urlsafe_b64decode(body))
         except (UnicodeEncodeError, binascii.Error, ValueError) as error:
             raise _unproven() from error
-        if content["what"] != what or content["until"] < self._clock():
+        # Another process's clock may be a little ahead of ours; but what one gave out that was years ahead is none.
+        left, most = content["until"] - self._clock(), 2 * max(self._token_seconds, SESSION_SECONDS)
+        if content["what"] != what or not 0 <= left <= most:
             raise _unproven()
         return content
 

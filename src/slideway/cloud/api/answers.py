@@ -13,6 +13,7 @@ from slideway.cloud.api.models import ErrorBody
 from slideway.core.errors import (
     BlobError,
     ConflictError,
+    MessageTooLargeError,
     MissingBlobError,
     SlidewayError,
     TransitionError,
@@ -28,6 +29,7 @@ STATUS: dict[type[SlidewayError], int] = {
     MissingBlobError: 404,
     ConflictError: 409,
     TransitionError: 409,
+    MessageTooLargeError: 422,
     BlobError: 503,
     WrongUseError: 422,
 }

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 
 def _require_plain(text: str) -> str:
@@ -45,6 +45,10 @@ class EnrolRequest(_Strict):
     receiving_key: Annotated[Plain, Field(max_length=64, description="X25519 key, base64")] = ""
     name: Annotated[Plain, Field(max_length=120)] = ""
     version: Annotated[Plain, Field(max_length=64)] = ""
+    signature: Annotated[
+        Plain,
+        Field(max_length=128, description="Of the key, base64, over `slideway-enrol/1`, a line feed and the code"),
+    ] = ""
 
 
 class EnrolAnswer(_Given):
@@ -97,6 +101,13 @@ class CommandRequest(_Strict):
     id: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.:-]{1,64}$", description="Given twice, it is one command")]
     do: Annotated[str, Field(pattern=r"^(pause|resume|priority)$")]
     slide: Annotated[str, Field(pattern=r"^([0-9a-f]{64})?$", description="For `priority`: which slide")] = ""
+    urgent: Annotated[bool, Field(description="For `priority`: urgent, or no longer")] = True
+
+    @model_validator(mode="after")
+    def _require_slide(self) -> Self:
+        if (self.do == "priority") is not bool(self.slide):
+            raise ValueError("priority names its slide, pause and resume name none")
+        return self
 
 
 class NodeAnswer(_Given):

@@ -26,7 +26,7 @@ def make_nodes_router(store: Store, folder: CloudFolder) -> APIRouter:
 
     @router.post("/enrol", status_code=201, summary="Turn a one-time code into a node with a key")
     def enrol(said: EnrolRequest) -> EnrolAnswer:
-        node = enrol_node(store, Newcomer(said.code, said.public_key, said.version))
+        node = enrol_node(store, Newcomer(said.code, said.public_key, said.version, said.signature))
         log("node-enrolled", tenant=node.tenant, node=node.node, version=node.version)
         return EnrolAnswer(
             tenant=node.tenant,

@@ -17,12 +17,18 @@ from slideway.cloud.api.models import (
     TenantLine,
     TenantRequest,
 )
+from slideway.cloud.commands import Command, command_node
 from slideway.cloud.enrolment import invite_node, revoke_node
 from slideway.cloud.fleet import Fleet, render_fleet, view_fleet
 from slideway.cloud.init import CloudFolder
 from slideway.cloud.logs import log
-from slideway.cloud.opinions import put_command
 from slideway.store.database import Store
+
+_PLAIN_PAGE = {
+    "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'none'",
+    "X-Content-Type-Options": "nosniff",
+    "Cache-Control": "no-store",
+}
 
 
 def make_operators_router(store: Store, folder: CloudFolder) -> APIRouter:
@@ -61,10 +67,9 @@ def make_operators_router(store: Store, folder: CloudFolder) -> APIRouter:
 
     @router.post("/tenants/{tenant}/nodes/{node}/commands", status_code=202, summary="Pause, resume, or give priority")
     def command(tenant: TenantId, node: NodeId, said: CommandRequest, person: Operator) -> NodeAnswer:
-        with store.transaction(tenant) as work:
-            known = work.nodes.get(node)
-            put_command(work, node, f"command:{node}:{said.id}", {"do": said.do, "slide": said.slide})
-            work.audit.append("command-given", actor=person.name, subject=node, details={"do": said.do})
+        order = Command(said.id, said.do, said.slide, said.urgent)
+        known = command_node(store, tenant, node, order, actor=person.name)
+        log("command-given", tenant=tenant, node=node, person=person.name)
         return NodeAnswer.model_validate(known)
 
     return router
@@ -76,6 +81,6 @@ def make_pages_router(store: Store) -> APIRouter:
 
     @router.get("/fleet", response_class=HTMLResponse, summary="The fleet as a page")
     def show_fleet(_: Operator) -> HTMLResponse:
-        return HTMLResponse(render_fleet(view_fleet(store)))
+        return HTMLResponse(render_fleet(view_fleet(store)), headers=_PLAIN_PAGE)
 
     return router

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Response
+from fastapi import APIRouter, Query, Response
 
-from slideway.bundles.container import MAGIC
 from slideway.bundles.read import read_bundle, read_region
 from slideway.cloud.api.guards import Specialist
 from slideway.cloud.api.models import (
@@ -28,6 +28,8 @@ from slideway.sync.identity import Keys
 # Of what the store knows of a slide; nodes and bundles are no matter of a specialist's.
 _SHOWN = ("verdict", "site", "tissue_mm2", "tiles", "encoder_id", "fingerprint", "mpp", "width_px", "height_px",
           "novel_share", "edge_findings", "level")  # fmt: skip
+# Pictures came from elsewhere: a browser is to take them for pictures and for nothing else.
+_AS_PICTURE = {"X-Content-Type-Options": "nosniff", "Content-Security-Policy": "default-src 'none'; sandbox"}
 _LIVE = (ConsultationState.OPEN, ConsultationState.TAKEN)
 
 
@@ -35,9 +37,13 @@ def make_specialists_router(store: Store, blobs: Blobs, keys: Keys, desk: Desk) 
     """Routes of the role `specialist`; what is not theirs is as if it were not there."""
     router = APIRouter(prefix="/consultations", tags=["specialists"])
 
-    @router.get("", summary="Questions that wait for you: urgent first, then by the time they are due")
-    def give_open(person: Specialist) -> list[ConsultationLine]:
-        return [describe(row) for row in desk.list_for(person)]
+    @router.get("", summary="Questions that wait for you, or that you took: urgent first, then by the time due")
+    def give_waiting(
+        person: Specialist,
+        taken: Annotated[Literal["me"] | None, Query(description="`me`: what you took and have not answered")] = None,
+    ) -> list[ConsultationLine]:
+        rows = desk.list_taken(person) if taken else desk.list_for(person)
+        return [describe(row) for row in rows]
 
     @router.get("/{tenant}/{consultation}", summary="A question, with what is known of its slide")
     def give_one(tenant: TenantId, consultation: ConsultationId, person: Specialist) -> ConsultationDetail:
@@ -71,30 +77,29 @@ def make_specialists_router(store: Store, blobs: Blobs, keys: Keys, desk: Desk) 
         picture = read_bundle(blobs.get(tenant, bundle), key=keys.receiving).thumbnail if bundle else None
         if picture is None:
             raise UnknownRecordError("no thumbnail of this slide is here")
-        return Response(picture, media_type="image/webp")
+        return Response(picture, media_type="image/webp", headers=_AS_PICTURE)
 
     @router.get(
         "/{tenant}/{consultation}/regions/{sha256}",
         response_class=Response,
-        responses={200: {"content": {"image/webp": {}, "application/octet-stream": {}}, "description": "The pixels"}},
+        responses={200: {"content": {"image/webp": {}}, "description": "The pixels"}},
         summary="Pixels of a region that was asked for",
     )
     def give_region(tenant: TenantId, consultation: ConsultationId, sha256: Sha256, person: Specialist) -> Response:
         row = desk.get(person, tenant, consultation)
         with store.reading(tenant) as work:
             pixels = work.slides.get(row.slide_sha256).facts.get("pixels", {})
-        if sha256 not in pixels:
+        if sha256 not in pixels or not _is_region(pixels[sha256]):
             raise UnknownRecordError("no such region of this slide")
-        return _open_region(blobs.get(tenant, sha256), keys)
+        picture = read_region(blobs.get(tenant, sha256), key=keys.receiving)
+        return Response(picture, media_type="image/webp", headers=_AS_PICTURE)
 
     return router
 
 
-def _open_region(content: bytes, keys: Keys) -> Response:
-    """A region's picture: nodes lock it to this cloud, as they do bundles."""
-    if content.startswith(MAGIC):
-        return Response(read_region(content, key=keys.receiving), media_type="image/webp")
-    return Response(content, media_type="application/octet-stream")
+def _is_region(pixels: Mapping[str, Any]) -> bool:
+    """Whether these are a region's, verified when they came; what an older version kept unread is not given."""
+    return pixels.get("kind") == "region" and "rectangle" in pixels
 
 
 def describe(row: Consultation) -> ConsultationLine:
@@ -118,10 +123,11 @@ def _describe_fully(store: Store, row: Consultation) -> ConsultationDetail:
             sha256=sha256,
             kind=str(pixels["kind"]),
             n_bytes=int(pixels["bytes"]),
-            rectangle=named.get(sha256, {}).get("rectangle"),
+            rectangle=list(pixels["rectangle"]),
             mpp=named.get(sha256, {}).get("mpp"),
         )
         for sha256, pixels in facts.get("pixels", {}).items()
+        if _is_region(pixels)
     ]
     slide = {name: facts[name] for name in _SHOWN if name in facts}
     return ConsultationDetail(**_as_json(row), slide=slide, findings=findings, regions=regions)

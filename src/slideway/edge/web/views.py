@@ -3,27 +3,37 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Any
 
+from slideway.core.catalogue import load_catalogue
+from slideway.core.errors import PolicyError
 from slideway.core.opinion import Answer
+from slideway.edge.consult import find_message_state, guess_organ
 from slideway.edge.ends import combine, restore_finding
 from slideway.edge.node import READ, Node
 from slideway.edge.status import EdgeStatus
-from slideway.edge.words import LINES, STATES, say_reason, say_since
+from slideway.edge.words import LEVELS, LINES, QUESTIONS, STATES, say_reason, say_since
+from slideway.store.consultations import Consultation, ConsultationState
 from slideway.store.findings import FindingRecord
 from slideway.store.jobs import Job, JobState
+from slideway.store.outbox import OutboxState
 from slideway.store.slides import SlideRecord, SlideState
 from slideway.store.work import Work
 
-MOST_ROWS = 200
+PAGE_ROWS = 100
 _OF_LIST = {
     "open": (SlideState.ACCEPTED, SlideState.ENCODED, SlideState.SENT, SlideState.ANSWERED),
     "refer": (SlideState.REFERRED,),
     "reported": (SlideState.REPORTED,),
     "rejected": (SlideState.REJECTED,),
+}
+_ASKED = {
+    ConsultationState.ANSWERED: "a specialist answered",
+    ConsultationState.TAKEN: "a specialist looks at it",
+    ConsultationState.OPEN: "a specialist was asked",
 }
 AGREEMENTS = {
     "same": "the same",
@@ -48,6 +58,7 @@ class Row:
         is_urgent: It goes first.
         verdict: Of its quality; empty until it is read.
         facts: Size, tissue and tiles in words.
+        asked: How far a question to a specialist has come at most, in words; empty when none was asked.
         has_picture: There is a thumbnail.
     """
 
@@ -60,6 +71,7 @@ class Row:
     is_urgent: bool
     verdict: str
     facts: str
+    asked: str
     has_picture: bool
 
 
@@ -102,13 +114,70 @@ class Question:
 
 
 @dataclass(frozen=True)
+class Asked:
+    """A question to a specialist, and what became of it.
+
+    Attributes:
+        sha256: Of the slide.
+        name: Of the slide's file.
+        organ: Whom it goes to, in words.
+        question: As it was asked.
+        is_urgent: It goes before others.
+        is_by_rule: A rule asked, not a person.
+        state: As a code.
+        state_words: As people say it.
+        steps: (what, when) of each step, in order.
+        specialist: Who has it or answered it; empty while nobody has.
+        answer: The answer's text; empty until then.
+    """
+
+    sha256: str
+    name: str
+    organ: str
+    question: str
+    is_urgent: bool
+    is_by_rule: bool
+    state: str
+    state_words: str
+    steps: tuple[tuple[str, str], ...]
+    specialist: str
+    answer: str
+
+
+@dataclass(frozen=True)
+class AskForm:
+    """The form in which a specialist is asked.
+
+    Attributes:
+        organs: (id, title) of whom may be asked.
+        organ: Chosen; empty for none yet.
+        question: Typed so far.
+        is_urgent: Ticked.
+        may_leave: What the policy lets the specialist see, in words.
+        reason: Why, in the policy's words.
+        refusal: Why nobody can be asked; empty when somebody can.
+        error: What was wrong with what was sent; empty for nothing.
+    """
+
+    organs: tuple[tuple[str, str], ...]
+    organ: str
+    question: str
+    is_urgent: bool
+    may_leave: str
+    reason: str
+    refusal: str
+    error: str
+
+
+@dataclass(frozen=True)
 class SlideView:
     """All that the page of one slide shows."""
 
     row: Row
     questions: tuple[Question, ...]
     cloud: Mapping[str, Any] | None
-    consultations: tuple[Mapping[str, Any], ...]
+    asked: tuple[Asked, ...]
+    ask: AskForm
     leaving: Mapping[str, Any] | None
     stays: str
     sent_bytes: int
@@ -129,18 +198,38 @@ def first_list(slides: Mapping[str, int]) -> str:
     return next(filled, "open")
 
 
-def view_worklist(work: Work, node: Node, status: EdgeStatus, shown: str) -> list[Row]:
-    """Lines of a list: what is open in the order in which it is read, what has ended newest first."""
-    slides = [slide for state in _OF_LIST[shown] for slide in work.slides.find_all(state=state)]
-    if shown == "open":
-        slides.sort(key=lambda slide: (not slide.is_urgent, slide.accepted_ms))
-    else:
-        slides.sort(key=lambda slide: -slide.changed_ms)
-    return [view_row(work, node, slide, status) for slide in slides[:MOST_ROWS]]
+def view_worklist(work: Work, node: Node, status: EdgeStatus, shown: str, *, page: int = 1) -> list[Row]:
+    """One page of a list: what is open in the order in which it is read, what has ended newest first."""
+    slides = work.slides.page(
+        _OF_LIST[shown], limit=PAGE_ROWS, skip=(page - 1) * PAGE_ROWS, newest_first=shown != "open"
+    )
+    return view_rows(work, node, slides, status)
 
 
-def view_row(work: Work, node: Node, slide: SlideRecord, status: EdgeStatus | None) -> Row:
-    """A slide as a line."""
+def count_pages(slides: Mapping[str, int], shown: str) -> int:
+    """Pages of a list.
+
+    Example:
+        >>> count_pages({"referred": 101}, "refer"), count_pages({}, "open")
+        (2, 1)
+    """
+    return max(1, -(-sum(slides.get(state.value, 0) for state in _OF_LIST[shown]) // PAGE_ROWS))
+
+
+def view_rows(work: Work, node: Node, slides: Sequence[SlideRecord], status: EdgeStatus | None) -> list[Row]:
+    """Slides as lines; what else is known of all of them is asked for once."""
+    hashes = [slide.slide_sha256 for slide in slides]
+    queued = [slide.slide_sha256 for slide in slides if slide.state is SlideState.ACCEPTED]
+    jobs, asked = work.jobs.find_of(queued, READ, model=node.model), work.consultations.states_of(hashes)
+    return [
+        _view_row(node, slide, jobs.get(slide.slide_sha256), asked.get(slide.slide_sha256, set()), status)
+        for slide in slides
+    ]
+
+
+def _view_row(
+    node: Node, slide: SlideRecord, job: Job | None, asked: set[ConsultationState], status: EdgeStatus | None
+) -> Row:
     reading = slide.facts.get("reading", {})
     places = list(slide.facts.get("places", {}))
     parts = []
@@ -155,40 +244,127 @@ def view_row(work: Work, node: Node, slide: SlideRecord, status: EdgeStatus | No
         name=PurePath(places[0]).name if places else slide.slide_sha256[:12],
         state=slide.state.value,
         state_words=STATES[slide.state.value],
-        why=_say_why(work, node, slide, status),
+        why=_say_why(node, slide, job, status),
         since=say_since(max(0.0, time.time() - slide.changed_ms / 1000)),
         is_urgent=slide.is_urgent,
         verdict=str(reading.get("verdict", "")),
         facts=" · ".join(parts),
+        asked=next((words for state, words in _ASKED.items() if state in asked), ""),
         has_picture=(node.places.answers / slide.slide_sha256 / "thumbnail.jpg").exists(),
     )
 
 
-def view_slide(work: Work, node: Node, slide: SlideRecord) -> SlideView:
-    """A slide with all that is known of it."""
+def view_slide(work: Work, node: Node, slide: SlideRecord, *, form: AskForm | None = None) -> SlideView:
+    """A slide with all that is known of it.
+
+    Args:
+        work: Transaction.
+        node: Whose.
+        slide: The slide.
+        form: What was typed before, when it could not be taken; None for an empty form.
+    """
     edge = work.findings.of_slide(slide.slide_sha256, place="edge")
     cloud = work.findings.of_slide(slide.slide_sha256, place="cloud")
-    consultations = slide.facts.get("consultations", {})
     return SlideView(
-        row=view_row(work, node, slide, None),
+        row=view_rows(work, node, [slide], None)[0],
         questions=tuple(_compare(edge, cloud)),
         cloud=slide.facts.get("cloud"),
-        consultations=tuple(consultations.values()),
+        asked=tuple(
+            view_asked(work, kept, slide) for kept in reversed(work.consultations.of_slide(slide.slide_sha256))
+        ),
+        ask=form or view_form(work, node, slide),
         leaving=slide.facts.get("leaving"),
         stays=str(slide.facts.get("stays", "")),
         sent_bytes=work.bytes.total(slide_sha256=slide.slide_sha256, direction="out").total_bytes,
         size_bytes=slide.size_bytes,
         has_report=(node.places.answers / slide.slide_sha256 / "report.html").exists(),
         evicted=str(slide.facts.get("evicted", "")),
-        accepted=time.strftime("%Y-%m-%d %H:%M", time.localtime(slide.accepted_ms / 1000)),
+        accepted=_say_time(slide.accepted_ms),
     )
 
 
-def _say_why(work: Work, node: Node, slide: SlideRecord, status: EdgeStatus | None) -> str:
+def view_form(
+    work: Work,
+    node: Node,
+    slide: SlideRecord,
+    *,
+    organ: str = "",
+    question: str = "",
+    is_urgent: bool = False,
+    error: str = "",
+) -> AskForm:
+    """The form in which a specialist is asked about a slide, with what was typed before."""
+    refusal, right = "", node.rights.now()
+    try:
+        right = node.rights.require_question(node.settings.reading.site)
+    except PolicyError as refused:
+        refusal = str(refused)
+    if slide.state is SlideState.REJECTED:
+        refusal = "This slide was rejected, so the cloud has nothing of it that a specialist could look at."
+    return AskForm(
+        organs=tuple((site.id, site.title) for site in load_catalogue().sites),
+        organ=organ or guess_organ(work, node, slide),
+        question=question,
+        is_urgent=is_urgent,
+        may_leave=LEVELS[right.level.word],
+        reason=right.reason,
+        refusal=refusal,
+        error=error,
+    )
+
+
+def view_recent(work: Work) -> list[Asked]:
+    """The latest questions to specialists."""
+    return [
+        view_asked(work, kept, work.slides.get(kept.slide_sha256)) for kept in work.consultations.find_recent(limit=20)
+    ]
+
+
+def view_asked(work: Work, kept: Consultation, slide: SlideRecord) -> Asked:
+    """A question and how far it has come."""
+    message = find_message_state(work, kept.consultation_id)
+    steps = [("asked", _say_time(kept.asked_ms))]
+    state, words = kept.state.value, QUESTIONS[kept.state.value]
+    taken_ms = slide.facts.get("consultations", {}).get(kept.consultation_id, {}).get("taken_ms")
+    if kept.state is ConsultationState.OPEN and message is OutboxState.WITHDRAWN:
+        state, words = "withdrawn", "not sent: the policy changed"
+    elif kept.state is ConsultationState.OPEN and message is not OutboxState.ACKNOWLEDGED:
+        words = "waits for the line"
+    if kept.state is not ConsultationState.OPEN and taken_ms:
+        steps.append(("taken", _say_time(taken_ms)))
+    if kept.state is ConsultationState.ANSWERED:
+        steps.append(("answered", _say_time(kept.changed_ms)))
+    places = list(slide.facts.get("places", {}))
+    return Asked(
+        sha256=kept.slide_sha256,
+        name=PurePath(places[0]).name if places else kept.slide_sha256[:12],
+        organ=next((site.title for site in load_catalogue().sites if site.id == kept.organ), kept.organ),
+        question=str(kept.question.get("text", "")),
+        is_urgent=kept.is_urgent,
+        is_by_rule=kept.question.get("by") == "rule",
+        state=state,
+        state_words=words,
+        steps=tuple(steps),
+        specialist=kept.specialist or "",
+        answer="" if kept.answer is None else say_answer(kept.answer),
+    )
+
+
+def say_answer(answer: Mapping[str, Any]) -> str:
+    """A specialist's answer as text: what they wrote, and whatever else they sent, by name."""
+    lines = [str(answer["text"])] if answer.get("text") else []
+    return "\n".join(lines + [f"{name}: {value}" for name, value in answer.items() if name != "text"])
+
+
+def _say_time(at_ms: int) -> str:
+    return time.strftime("%Y-%m-%d %H:%M", time.localtime(at_ms / 1000))
+
+
+def _say_why(node: Node, slide: SlideRecord, job: Job | None, status: EdgeStatus | None) -> str:
     if slide.is_ended:
         return say_reason(slide.reason) if slide.reason else ""
     if slide.state is SlideState.ACCEPTED:
-        return _say_queue(work.jobs.find(slide.slide_sha256, READ, model=node.model), node, status)
+        return _say_queue(job, node, status)
     if slide.state is SlideState.ENCODED:
         return "read; its bundle waits for the line" + (f" ({LINES[status.line]})" if status is not None else "")
     return "the cloud has its bundle; its opinion is awaited"
