@@ -197,12 +197,7 @@ def test_one_slide_that_cannot_be_given_up_keeps_no_other_from_a_person(house, m
 
 @pytest.fixture(scope="module")
 def database():
-    programs = postgres.find_postgres()
-    if programs is None:
-        pytest.skip(postgres.WHY_NOT)
-    pytest.importorskip("psycopg", reason="the driver psycopg is not installed")
-    with postgres.run_postgres(programs) as server:
-        server.add_role("slideway")
+    with postgres.serve_or_skip() as server:
         yield server.add_database("cloud", owner="slideway")
 
 

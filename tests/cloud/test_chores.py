@@ -123,12 +123,7 @@ def test_a_tenant_whose_uploads_cannot_expire_does_not_stop_the_others(house, mo
 
 @pytest.fixture
 def server():
-    programs = postgres.find_postgres()
-    if programs is None:
-        pytest.skip(postgres.WHY_NOT)
-    pytest.importorskip("psycopg", reason="the driver psycopg is not installed")
-    with postgres.run_postgres(programs) as running:
-        running.add_role("slideway")
+    with postgres.serve_or_skip() as running:
         running.add_database("cloud", owner="slideway")
         yield running
 

@@ -28,12 +28,7 @@ SLIDE = "a" * 64
 
 @pytest.fixture(scope="module")
 def server():
-    programs = postgres.find_postgres()
-    if programs is None:
-        pytest.skip(postgres.WHY_NOT)
-    pytest.importorskip("psycopg", reason="the driver psycopg is not installed")
-    with postgres.run_postgres(programs) as running:
-        running.add_role("slideway")
+    with postgres.serve_or_skip() as running:
         open_store(running.add_database("made", owner="slideway")).close()
         yield running
 

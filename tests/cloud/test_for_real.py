@@ -28,12 +28,7 @@ WORDS = ["slide", "state", "reason", "regions", "sha256", "rectangle", "consulta
 
 @pytest.fixture(scope="module")
 def database() -> Iterator[str]:
-    programs = postgres.find_postgres()
-    if programs is None:
-        pytest.skip(postgres.WHY_NOT)
-    pytest.importorskip("psycopg", reason="the driver psycopg is not installed")
-    with postgres.run_postgres(programs) as server:
-        server.add_role("slideway")
+    with postgres.serve_or_skip() as server:
         yield server.add_database("cloud", owner="slideway")
 
 

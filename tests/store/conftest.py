@@ -11,7 +11,7 @@ from sqlalchemy import create_engine, text
 
 from slideway.store.database import Store, open_store
 from slideway.store.schema import TENANT_TABLES
-from slideway.testing.postgres import WHY_NOT, PostgresServer, find_postgres, run_postgres
+from slideway.testing.postgres import PostgresServer, serve_or_skip
 
 START_MS = 1_800_000_000_000
 
@@ -37,12 +37,7 @@ def clock() -> Clock:
 @pytest.fixture(scope="session")
 def postgres() -> Iterator[PostgresServer]:
     """A server with an ordinary role `slideway` and its database `made`, an empty store."""
-    programs = find_postgres()
-    if programs is None:
-        pytest.skip(WHY_NOT)
-    pytest.importorskip("psycopg", reason="the driver psycopg is not installed")
-    with run_postgres(programs) as server:
-        server.add_role("slideway")
+    with serve_or_skip() as server:
         open_store(server.add_database("made", owner="slideway")).close()
         yield server
 

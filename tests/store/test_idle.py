@@ -9,20 +9,14 @@ from sqlalchemy import event, text
 
 from slideway.store import postgresql
 from slideway.store.database import Store, open_store
-from slideway.testing.postgres import WHY_NOT, find_postgres, run_postgres
+from slideway.testing.postgres import serve_or_skip
 
 
 @pytest.fixture
 def store() -> Iterator[Store]:
-    programs = find_postgres()
-    if programs is None:
-        pytest.skip(WHY_NOT)
-    pytest.importorskip("psycopg", reason="the driver psycopg is not installed")
-    with run_postgres(programs) as server:
-        server.add_role("slideway")
-        with open_store(server.add_database("idle", owner="slideway")) as store:
-            store.add_tenant("north")
-            yield store
+    with serve_or_skip() as server, open_store(server.add_database("idle", owner="slideway")) as store:
+        store.add_tenant("north")
+        yield store
 
 
 def test_connection_that_was_cut_while_it_lay_is_replaced(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -25,7 +25,7 @@ from slideway.sync.outgoing import Piece, UploadPlan
 from slideway.sync.sessions import Sender
 from slideway.sync.shelf import Intake, Quota, Shelf, name_upload
 from slideway.sync.tus import CONTENT_TYPE, TusServer, metadata_of
-from slideway.testing.postgres import WHY_NOT, find_postgres, run_postgres
+from slideway.testing.postgres import serve_or_skip
 
 from .conftest import NODE, SLIDE, TENANT, Clock, Cloud, KeepingIntake, a_file, a_plan
 
@@ -41,15 +41,9 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Store]:
             store.add_tenant(TENANT)
             yield store
         return
-    programs = find_postgres()
-    if programs is None:
-        pytest.skip(WHY_NOT)
-    pytest.importorskip("psycopg", reason="the driver psycopg is not installed")
-    with run_postgres(programs) as server:
-        server.add_role("slideway")
-        with open_store(server.add_database("limits", owner="slideway")) as store:
-            store.add_tenant(TENANT)
-            yield store
+    with serve_or_skip() as server, open_store(server.add_database("limits", owner="slideway")) as store:
+        store.add_tenant(TENANT)
+        yield store
 
 
 def checksum(content: bytes) -> str:
@@ -111,7 +105,7 @@ def test_a_part_that_breaks_off_between_slices_goes_on_at_a_true_offset(
     monkeypatch.setattr(cloud.shelf, "_write", write)
     headers = {**PATCH, "upload-offset": "0", "upload-checksum": checksum(content)}
     assert cloud.tus.patch(cloud.sender, at, headers, [content]).status == 507
-    assert cloud.tus.head(cloud.sender, at, TUS).headers["Upload-Offset"] == "1000"
+    assert cloud.tus.head_whole(TENANT, lambda _: cloud.sender, at, TUS).headers["Upload-Offset"] == "1000"
     rest = {**PATCH, "upload-offset": "1000", "upload-checksum": checksum(content[1_000:])}
     assert cloud.tus.patch(cloud.sender, at, rest, [content[1_000:]]).headers["Upload-Offset"] == "2500"
     assert list(cloud.intake.kept.values()) == [content]
@@ -303,10 +297,10 @@ def test_a_short_part_that_was_cut_off_keeps_what_came_unless_a_checksum_says_ot
     at = cloud.tus.create(cloud.sender, announce(content)).headers["Location"].rsplit("/", 1)[1]
     headers = {**PATCH, "upload-offset": "0", "content-length": "1000"}
     cloud.tus.take_whole(TENANT, lambda _: cloud.sender, at, headers, content[:300])
-    assert cloud.tus.head(cloud.sender, at, TUS).headers["Upload-Offset"] == "300"
+    assert cloud.tus.head_whole(TENANT, lambda _: cloud.sender, at, TUS).headers["Upload-Offset"] == "300"
     wrong = {**PATCH, "upload-offset": "300", "upload-checksum": checksum(content[300:])}
     assert cloud.tus.take_whole(TENANT, lambda _: cloud.sender, at, wrong, content[300:500]).status == 460
-    assert cloud.tus.head(cloud.sender, at, TUS).headers["Upload-Offset"] == "300"
+    assert cloud.tus.head_whole(TENANT, lambda _: cloud.sender, at, TUS).headers["Upload-Offset"] == "300"
 
 
 def expire(cloud: Cloud) -> None:

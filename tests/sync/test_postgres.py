@@ -15,22 +15,16 @@ from slideway.sync.mailbox import accept_messages
 from slideway.sync.messages import Message
 from slideway.sync.sessions import Sender
 from slideway.sync.shelf import Shelf
-from slideway.testing.postgres import WHY_NOT, find_postgres, run_postgres
+from slideway.testing.postgres import serve_or_skip
 
 from .conftest import NODE, TENANT, KeepingIntake, a_file, a_plan, effects, note_arrival
 
 
 @pytest.fixture
 def store() -> Iterator[Store]:
-    programs = find_postgres()
-    if programs is None:
-        pytest.skip(WHY_NOT)
-    pytest.importorskip("psycopg", reason="the driver psycopg is not installed")
-    with run_postgres(programs) as server:
-        server.add_role("slideway")
-        with open_store(server.add_database("sync", owner="slideway")) as store:
-            store.add_tenant(TENANT)
-            yield store
+    with serve_or_skip() as server, open_store(server.add_database("sync", owner="slideway")) as store:
+        store.add_tenant(TENANT)
+        yield store
 
 
 def test_concurrent_writers_of_one_upload_and_one_message_have_one_effect(store: Store, tmp_path: Path) -> None:

@@ -238,8 +238,6 @@ def _begin_tus(
         return tus.begin_create(sender, headers) if method == "POST" else Answer(405, {"Allow": "POST, OPTIONS"})
     if method == "PATCH":
         return tus.begin_patch(sender, upload_id, headers)
-    if method == "HEAD":
-        return tus.head(sender, upload_id, headers)
     if method == "DELETE":
         return tus.terminate(sender, upload_id, headers)
     return Answer(405, {"Allow": "HEAD, PATCH, DELETE, OPTIONS"})

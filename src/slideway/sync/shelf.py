@@ -159,7 +159,7 @@ class Shelf:
         """
         self.kept_seconds = kept_seconds
         self.folder = folder
-        self._store, self._folder, self._signing = store, folder, signing
+        self._store, self._signing = store, signing
         self._intake = intake or Intake()
         self._write = write or (lambda file, content: file.write(content))
         self._quota = quota or Quota()
@@ -349,7 +349,7 @@ class Shelf:
         A new upload's file is there before its row can be seen, and one that begins again writes before its row says
         so. Hence the row is held while its file goes, and without a row only an old file goes.
         """
-        folder = self._folder / tenant
+        folder = self.folder / tenant
         paths = list(folder.glob("*.part"))
         if not paths:
             return
@@ -478,7 +478,7 @@ class Shelf:
             return upload.offset_bytes == 0
 
     def _path(self, upload: Upload) -> Path:
-        return self._folder / upload.tenant / f"{upload.upload_id}.part"
+        return self.folder / upload.tenant / f"{upload.upload_id}.part"
 
     def _sign(self, sender: Sender, plan: UploadPlan, piece: Piece) -> str:
         return sign_receipt(self._signing, tenant=sender.tenant, node=sender.node, key=piece.key, sha256=plan.sha256)

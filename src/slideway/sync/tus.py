@@ -198,16 +198,6 @@ class TusServer:
         """`PATCH`: bytes follow."""
         return self._fenced(None, lambda: self._patch(sender, upload_id, headers))
 
-    def head(self, sender: Sender, upload_id: str, headers: Headers) -> Answer:
-        """`HEAD`: where to go on, and the receipts of what is durably here."""
-
-        def head() -> Answer:
-            _check_version(headers)
-            upload = self._find(sender, upload_id)
-            return self.answer_settled(sender, upload, 200, _describe_length(upload))
-
-        return self._fenced(None, head)
-
     def terminate(self, sender: Sender, upload_id: str, headers: Headers) -> Answer:
         """`DELETE`: give an upload up."""
 
@@ -252,7 +242,10 @@ class TusServer:
         return self.answer_settled(sender, seen.upload, 201 if upload_id is None else 204, extra, seen)
 
     def head_whole(self, tenant: str, admit: Admit, upload_id: str, headers: Headers) -> Answer:
-        """`HEAD`, with one look into the store for who asks, where the upload is and what took effect."""
+        """`HEAD`: where to go on, and the receipts of what is durably here.
+
+        One look into the store for who asks, where the upload is and what took effect.
+        """
 
         def look(work: Work) -> tuple[Sender, Seen]:
             sender = admit(work)

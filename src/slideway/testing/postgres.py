@@ -105,6 +105,20 @@ class PostgresServer:
 
 
 @contextmanager
+def serve_or_skip() -> Iterator[PostgresServer]:
+    """A server with an ordinary role `slideway`; without one, or its driver, the test is skipped and says why."""
+    import pytest  # noqa: PLC0415  # benches run servers without it
+
+    programs = find_postgres()
+    if programs is None:
+        pytest.skip(WHY_NOT)
+    pytest.importorskip("psycopg", reason="the driver psycopg is not installed")
+    with run_postgres(programs) as server:
+        server.add_role("slideway")
+        yield server
+
+
+@contextmanager
 def run_postgres(programs: Path, *, is_durable: bool = False) -> Iterator[PostgresServer]:
     """Run a server for a while.
 
